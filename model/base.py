@@ -1,0 +1,91 @@
+"""What a method is to the rest of the project."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from configs.schema import ComponentConfig, named_parts
+from pipeline.batch import Batch, InputSpec
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training is: optimizer steps done, epochs done (with fraction), and steps of the whole run."""
+
+    step: int
+    epoch: float
+    total_steps: int
+
+
+@dataclass(kw_only=True)
+class Localization:
+    """Where the sound is.
+
+    map: `(B, h, w)` at the method's own resolution, unscaled; higher means source.
+    bounds: the range that the map can take, for confidence scores. extra: other named maps `(B, h, w)`.
+    """
+
+    map: Tensor
+    bounds: tuple[float, float]
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+
+class MethodConfig(ComponentConfig):
+    """Base of every method's `Config`: which losses train it, and its own numbers beside them."""
+
+    losses: named_parts("model.losses")  # type: ignore[valid-type]
+
+
+class LocalizationModel(nn.Module, ABC):
+    """A method: `forward` for training, `localize` for inference, no mode flag that changes what comes back."""
+
+    Config: ClassVar[type[MethodConfig]]
+    inputs: InputSpec = InputSpec()
+    outputs: frozenset[str]
+    """Names that `forward` returns; what the losses need is checked against them at start."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Named tensors for the losses."""
+
+    @abstractmethod
+    def localize(self, batch: Batch) -> Localization:
+        """Maps; no clip's map depends on another clip of the batch."""
+
+    def before_step(self, progress: Progress) -> None:
+        """Called before each forward pass in training; momentum encoders move here."""
+
+    def after_step(self, progress: Progress) -> None:
+        """Called after each optimizer step."""
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Groups for the optimizer: `{"params": [...], "lr_scale": 1.0, ...}`; freezing is said here."""
+        return [{"params": [parameter for parameter in self.parameters() if parameter.requires_grad]}]
+
+
+class LossConfig(ComponentConfig):
+    """Base of every loss's `Config`."""
+
+    weight: float = 1.0
+    start_epoch: float = 0.0
+
+
+class Loss(nn.Module, ABC):
+    """One objective over named outputs: `needs` names them, `forward` receives them by keyword."""
+
+    Config: ClassVar[type[LossConfig]]
+    needs: tuple[str, ...]
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def forward(self, **outputs: Tensor) -> Tensor:
+        """A scalar."""

@@ -1,0 +1,80 @@
+"""Waveform to log-spectrogram, as any `FrontendConfig` says: batched, float32, on CPU and GPU. The one implementation
+for packing, for computing on the device what a store lacks, and for `localize` on a single file.
+"""
+
+from functools import lru_cache
+
+import torch
+import torchaudio
+from torch import Tensor
+
+from configs.schema import FrontendConfig
+
+
+@lru_cache(maxsize=32)
+def _window(config: FrontendConfig, device: torch.device) -> Tensor:
+    n = config.n_fft
+    if config.window == "hann":
+        return torch.hann_window(n, periodic=True, dtype=torch.float64).float().to(device)
+    # Tukey: a cosine taper over alpha / 2 at either end. Periodic means one point more, the last one dropped.
+    position = torch.arange(n, dtype=torch.float64)
+    width = config.tukey_alpha * n / 2.0
+    edge = torch.minimum(position, n - position)
+    window = torch.where(edge < width, 0.5 * (1 - torch.cos(torch.pi * edge / width)), torch.ones(n, dtype=torch.float64))
+    return window.float().to(device)
+
+
+@lru_cache(maxsize=32)
+def _mel_bank(config: FrontendConfig, device: torch.device) -> Tensor:
+    assert config.mel_bins is not None
+    bank = torchaudio.functional.melscale_fbanks(
+        n_freqs=config.n_fft // 2 + 1,
+        f_min=config.mel_min_hz,
+        f_max=config.mel_max_hz or config.sample_rate_hz / 2,
+        n_mels=config.mel_bins,
+        sample_rate=config.sample_rate_hz,
+        norm=None if config.mel_norm == "none" else config.mel_norm,
+        mel_scale=config.mel_scale,
+    )
+    return bank.to(device)
+
+
+def log_spectrogram(waveform: Tensor, config: FrontendConfig) -> Tensor:
+    """`(..., T, F)` float32, `ln(power + floor)`, time-major; T = `config.frames(n)`.
+
+    Args: waveform (..., n) float in [-1, 1] at `config.sample_rate_hz`.
+    Raises: ValueError if the waveform is shorter than one segment.
+    Source: for `remove_mean` with `density`, scipy.signal.spectrogram with its defaults (Welch's one-sided density),
+    which the EZ-VSL family calls.
+    """
+    if config.frames(waveform.shape[-1]) < 1 or (config.centered and waveform.shape[-1] <= config.n_fft // 2):
+        raise ValueError(f"{waveform.shape[-1]} samples are fewer than one segment of {config.n_fft}")
+    x = waveform.float()
+    if config.centered:
+        half = config.n_fft // 2
+        lead = x.shape[:-1]
+        x = torch.nn.functional.pad(x.reshape(1, -1, x.shape[-1]), (half, half), mode="reflect").reshape(*lead, -1)
+    segments = x.unfold(-1, config.n_fft, config.hop)
+    if config.remove_mean:
+        segments = segments - segments.mean(-1, keepdim=True)
+    window = _window(config, x.device)
+    spectrum = torch.fft.rfft(segments * window)
+    power = spectrum.real.square() + spectrum.imag.square()
+    if config.scaling == "density":
+        power = power / (config.sample_rate_hz * window.square().sum())
+        # One-sided: the energy of the negative frequencies is added, except at zero and at half the rate.
+        power[..., 1 : -1 if config.n_fft % 2 == 0 else None] *= 2
+    if config.mel_bins:
+        power = power @ _mel_bank(config, x.device)
+    return torch.log(power + config.floor if config.floor_rule == "add" else power.clamp_min(config.floor))
+
+
+def normalise(log_power: Tensor, config: FrontendConfig) -> Tensor:
+    """A time-major window `(B, T, F)` of any float type as a method's input: `(B, 1, F, T)` float32, a view in time."""
+    scaled = (log_power.float() + config.offset) / config.divisor
+    return scaled.transpose(1, 2).unsqueeze(1)
+
+
+def resample(waveform: Tensor, rate_hz: int, new_rate_hz: int) -> Tensor:
+    """`(..., n)` float at another rate, by windowed sinc (torchaudio's defaults: width 6, roll-off 0.99, Hann)."""
+    return waveform if rate_hz == new_rate_hz else torchaudio.functional.resample(waveform, rate_hz, new_rate_hz)

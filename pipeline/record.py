@@ -1,0 +1,224 @@
+"""One clip as bytes: a msgpack map that any msgpack tool reads, with a table of offsets that lets ours not unpack it.
+
+Layout of a value (all integers little endian):
+
+    byte 0    map16 header                                     3 bytes
+    byte 3    key "head"                                       5 bytes
+    byte 8    bin16 header                                     3 bytes
+    byte 11   the head: `_HEAD` then one `_ENTRY` for each blob
+    ...       small fields: clip_id, split, label, group, frames, boxes, ..., as msgpack
+    ...       blobs, each a bin32 named like "frames/0" or "spectrogram/logmel", after a filler that aligns it
+
+A blob's payload starts where `(offset + VALUE_PHASE) % ALIGNMENT == 0`: LMDB puts a large value 16 bytes behind a page
+boundary, so in the memory map the payload itself lies on a multiple of 64 bytes.
+"""
+
+import struct
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from configs.errors import UserError
+
+RECORD_VERSION = 1
+ALIGNMENT = 64
+VALUE_PHASE = 16
+
+_MAGIC = 0x43485757  # "WWHC"
+_HEAD = struct.Struct("<IHH")  # magic, record version, number of blobs
+_ENTRY = struct.Struct("<IIIIIIHH")  # name id, offset, length, crc32, dimensions 0..2 (0: absent), dtype code
+_HEAD_OFFSET = 11
+_DTYPES = (np.dtype("u1"), np.dtype("<i2"), np.dtype("<f2"), np.dtype("<f4"))
+_FIELDS = ("clip_id", "split", "label", "group", "frames", "sample_rate_hz", "boxes", "source", "extra")
+
+
+def name_id(name: str) -> int:
+    """The 32-bit id under which the head lists the blob `name`."""
+    return zlib.crc32(name.encode())
+
+
+@dataclass(kw_only=True)
+class Frame:
+    """A picture of the clip: baseline 4:2:0 JPEG without EXIF, upright."""
+
+    jpeg: bytes | memoryview
+    time_s: float
+    width: int
+    height: int
+
+
+@dataclass(kw_only=True)
+class Source:
+    """Where a clip came from, as it was before packing."""
+
+    file: str
+    audio_file: str | None = None
+    start_s: float = 0.0
+    duration_s: float = 0.0
+    width: int = 0
+    height: int = 0
+    sample_rate_hz: int = 0
+    channels: int = 0
+
+
+@dataclass(kw_only=True)
+class Record:
+    """A packed clip.
+
+    spectrograms: front-end name -> `(T, F)` float16, `ln(power + floor)`, time-major.
+    waveform: `(n,)` int16 mono at `sample_rate_hz`; 32767 is full scale.
+    boxes: `(k, 5)` rows x0, y0, x1, y1 as fractions of the picture, and the index of the annotator.
+    mask: `(H, W)` uint8 truth map, 255 where the sound is. Boxes and mask None: the clip has no truth.
+    """
+
+    clip_id: str
+    split: str
+    frames: list[Frame]
+    source: Source
+    label: str | None = None
+    group: str | None = None
+    spectrograms: dict[str, np.ndarray] = field(default_factory=dict)
+    waveform: np.ndarray | None = None
+    sample_rate_hz: int | None = None
+    flow: np.ndarray | None = None
+    boxes: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def encode(record: Record) -> bytes:
+    """The stored form of a record. Raises: ValueError for a dtype or shape that the format does not have."""
+    blobs: list[tuple[str, Any, tuple[int, ...], int]] = []
+    for index, frame in enumerate(record.frames):
+        blobs.append((f"frames/{index}", frame.jpeg, (len(frame.jpeg),), 0))
+    arrays = {f"spectrogram/{name}": array for name, array in record.spectrograms.items()}
+    arrays |= {"waveform": record.waveform, "flow": record.flow, "mask": record.mask}  # type: ignore[dict-item]
+    for name, array in arrays.items():
+        if array is None:
+            continue
+        if array.dtype not in _DTYPES or not 1 <= array.ndim <= 3:
+            raise ValueError(f"blob {name} of {record.clip_id}: {array.dtype} with {array.ndim} dimensions is not stored")
+        blobs.append((name, np.ascontiguousarray(array).data.cast("B"), array.shape, _DTYPES.index(array.dtype)))
+
+    pack = msgpack.Packer(use_bin_type=True).pack
+    small = {
+        "clip_id": record.clip_id,
+        "split": record.split,
+        "label": record.label,
+        "group": record.group,
+        "frames": [[frame.time_s, frame.width, frame.height] for frame in record.frames],
+        "sample_rate_hz": record.sample_rate_hz,
+        "boxes": None if record.boxes is None else [[float(value) for value in row] for row in record.boxes],
+        "source": vars(record.source),
+        "extra": record.extra,
+    }
+    head_length = _HEAD.size + len(blobs) * _ENTRY.size
+    out = bytearray()
+    out += b"\xde" + struct.pack(">H", 1 + len(small) + 2 * len(blobs))
+    out += pack("head") + b"\xc5" + struct.pack(">H", head_length)
+    assert len(out) == _HEAD_OFFSET
+    out += bytes(head_length)
+    for key, value in small.items():
+        out += pack(key) + pack(value)
+    head = _HEAD.pack(_MAGIC, RECORD_VERSION, len(blobs))
+    for index, (name, payload, shape, dtype) in enumerate(blobs):
+        # The filler (key "~k", bin8) brings the payload, behind its own key and bin32 header, to the boundary.
+        key = pack(name)
+        out += pack(f"~{index}") + b"\xc4"
+        payload_at = len(out) + 1 + len(key) + 5
+        filler = -(payload_at + VALUE_PHASE) % ALIGNMENT
+        out += bytes([filler]) + bytes(filler) + key + b"\xc6" + struct.pack(">I", len(payload))
+        dims = (*shape, 0, 0)[:3]
+        if dims[2] > 0xFFFF:
+            raise ValueError(f"blob {name} of {record.clip_id}: third dimension {dims[2]} exceeds 65535")
+        head += _ENTRY.pack(name_id(name), len(out), len(payload), zlib.crc32(payload), *dims, dtype)
+        out += payload
+    out[_HEAD_OFFSET : _HEAD_OFFSET + head_length] = head
+    return bytes(out)
+
+
+class RecordView:
+    """A stored record, read in place: blobs are zero-copy views of `value`, which must outlive them."""
+
+    __slots__ = ("_entries", "_value")
+
+    def __init__(self, value: memoryview | bytes) -> None:
+        """Raises: UserError if `value` is not a record of a version that this code reads."""
+        self._value = value
+        if len(value) < _HEAD_OFFSET + _HEAD.size:
+            raise UserError(f"not a Whence record: {len(value)} bytes are too few")
+        magic, version, count = _HEAD.unpack_from(value, _HEAD_OFFSET)
+        if magic != _MAGIC:
+            raise UserError("not a Whence record: its head does not start with the magic number")
+        if version != RECORD_VERSION:
+            raise UserError(f"the record has version {version}, this code reads {RECORD_VERSION}; pack the store again")
+        start = _HEAD_OFFSET + _HEAD.size
+        if start + count * _ENTRY.size > len(value):
+            raise UserError("damaged record: its head is longer than the record")
+        self._entries = {
+            entry[0]: entry for entry in _ENTRY.iter_unpack(value[start : start + count * _ENTRY.size])
+        }
+
+    def __contains__(self, name: str) -> bool:
+        return name_id(name) in self._entries
+
+    def blob(self, name: str) -> np.ndarray:
+        """The blob as an array of its stored shape, read-only, without a copy. Raises: KeyError."""
+        try:
+            _, offset, length, _, d0, d1, d2, code = self._entries[name_id(name)]
+        except KeyError:
+            raise KeyError(name) from None
+        dtype = _DTYPES[code]
+        array = np.frombuffer(self._value, dtype, length // dtype.itemsize, offset)
+        return array if d1 == 0 else array.reshape((d0, d1) if d2 == 0 else (d0, d1, d2))
+
+    def fields(self) -> dict[str, Any]:
+        """The small fields, unpacked; blobs are skipped."""
+        unpacker = msgpack.Unpacker(raw=False, max_buffer_size=0)
+        first_blob = min((entry[1] for entry in self._entries.values()), default=len(self._value))
+        unpacker.feed(self._value[:first_blob])
+        unpacker.read_map_header()
+        unpacker.skip()
+        unpacker.skip()
+        return {unpacker.unpack(): unpacker.unpack() for _ in _FIELDS}
+
+    def damaged(self) -> list[str]:
+        """Names of blobs whose checksum does not match, or that reach beyond the record."""
+        names = {name_id(name): name for name in self._names()}
+        return [
+            names.get(key, f"blob {key:#x}")
+            for key, offset, length, crc, *_ in self._entries.values()
+            if offset + length > len(self._value) or zlib.crc32(self._value[offset : offset + length]) != crc
+        ]
+
+    def _names(self) -> list[str]:
+        fields = msgpack.unpackb(self._value, raw=False)
+        return [key for key in fields if isinstance(fields[key], bytes)]
+
+
+def decode(value: memoryview | bytes) -> Record:
+    """The record that `encode` was given; blobs are views of `value`."""
+    view = RecordView(value)
+    fields = view.fields()
+    spectrograms = {name.removeprefix("spectrogram/"): view.blob(name) for name in view._names() if "spectrogram/" in name}
+    return Record(
+        clip_id=fields["clip_id"],
+        split=fields["split"],
+        label=fields["label"],
+        group=fields["group"],
+        frames=[
+            Frame(jpeg=view.blob(f"frames/{index}").data, time_s=time_s, width=width, height=height)
+            for index, (time_s, width, height) in enumerate(fields["frames"])
+        ],
+        source=Source(**fields["source"]),
+        spectrograms=spectrograms,
+        waveform=view.blob("waveform") if "waveform" in view else None,
+        sample_rate_hz=fields["sample_rate_hz"],
+        flow=view.blob("flow") if "flow" in view else None,
+        boxes=None if fields["boxes"] is None else np.array(fields["boxes"], np.float64).reshape(-1, 5),
+        mask=view.blob("mask") if "mask" in view else None,
+        extra=fields["extra"],
+    )

@@ -1,0 +1,212 @@
+"""A packed data set on disk, read in place.
+
+A store is a folder: `manifest.json` (written last: its presence means that packing finished) and shards, each an LMDB
+environment `shard-00000/data.mdb` with an `index.msgpack` beside it. A shard's keys are 8-byte big-endian numbers 0,
+1, ... and its values are records (`pipeline.record`). The index holds, in columns, what a loader must know of every
+clip before it reads it, so that opening a store of 144k clips touches no record.
+"""
+
+import hashlib
+import json
+import os
+import struct
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import msgpack
+import numpy as np
+
+from configs.errors import UserError
+from pipeline.record import RECORD_VERSION, RecordView
+
+STORE_FORMAT = "whence-store"
+STORE_VERSION = 1
+MANIFEST = "manifest.json"
+INDEX = "index.msgpack"
+DATA = "data.mdb"
+
+INDEX_COLUMNS = ("clip_id", "split", "label", "group", "frames", "spectrogram_frames", "waveform_samples", "truth")
+"""Columns of a shard's index, one entry a clip: frames is a list of [time_s, width, height]; spectrogram_frames maps a
+front-end's name to its T; truth is "boxes", "mask" or None."""
+
+
+def id_hash(clip_ids: Iterable[str]) -> str:
+    """16 hex digits that name a set of clip ids, whatever their order."""
+    return hashlib.sha256("\n".join(sorted(clip_ids)).encode()).hexdigest()[:16]
+
+
+def key_of(number: int) -> bytes:
+    """The LMDB key of the record with this number in its shard."""
+    return struct.pack(">Q", number)
+
+
+class _Environments:
+    """All environments that this process has open for reading: LMDB allows one a path and process.
+
+    A forked child inherits the table but may use neither its environments nor its transactions: the first access in
+    the child closes what was inherited and opens its own.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._open: dict[str, tuple[lmdb.Environment, lmdb.Transaction, int]] = {}
+        os.register_at_fork(after_in_child=self._renew_lock)
+
+    def _renew_lock(self) -> None:
+        self._lock = threading.Lock()
+
+    def _leave_parent(self) -> None:
+        if self._pid != os.getpid():
+            for path, (environment, _, users) in self._open.items():
+                environment.close()
+                self._open[path] = (*self._start(path), users)
+            self._pid = os.getpid()
+
+    @staticmethod
+    def _start(path: str) -> tuple[lmdb.Environment, lmdb.Transaction]:
+        try:
+            # readahead stays on: records span dozens of pages, and without it every page of a cold one is a fault.
+            environment = lmdb.open(path, readonly=True, lock=False, readahead=True, create=False)
+        except lmdb.Error as error:
+            raise UserError(f"cannot open shard {path}: {error}. Run `python -m preprocess verify` on its store") from error
+        return environment, environment.begin(buffers=True)
+
+    def acquire(self, path: str) -> None:
+        with self._lock:
+            self._leave_parent()
+            if path in self._open:
+                environment, transaction, users = self._open[path]
+                self._open[path] = (environment, transaction, users + 1)
+            else:
+                self._open[path] = (*self._start(path), 1)
+
+    def release(self, path: str) -> None:
+        with self._lock:
+            self._leave_parent()
+            environment, transaction, users = self._open.pop(path)
+            if users > 1:
+                self._open[path] = (environment, transaction, users - 1)
+            else:
+                transaction.abort()
+                environment.close()
+
+    def transaction(self, path: str) -> lmdb.Transaction:
+        if self._pid != os.getpid():
+            with self._lock:
+                self._leave_parent()
+        return self._open[path][1]
+
+
+_environments = _Environments()
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a finished store. Raises: UserError if there is none, or it is of another version."""
+    file = path / MANIFEST
+    if not path.is_dir():
+        raise UserError(f"no store at {path}: not a folder. Make one with `python -m preprocess pack`")
+    if not file.is_file():
+        raise UserError(
+            f"{path} is no finished store: it has no {MANIFEST}. If packing was interrupted, run the same pack command "
+            "again, it goes on where it stopped"
+        )
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != STORE_FORMAT:
+        raise UserError(f"{file} is not the manifest of a Whence store (format: {STORE_FORMAT!r})")
+    if (manifest.get("version"), manifest.get("record_version")) != (STORE_VERSION, RECORD_VERSION):
+        raise UserError(
+            f"{path} is a store of version {manifest.get('version')} with records of version "
+            f"{manifest.get('record_version')}; this code reads {STORE_VERSION} and {RECORD_VERSION}. Pack it again"
+        )
+    return manifest
+
+
+class Store:
+    """Read-only view of a store; cheap to open twice, safe to use after a fork and to pickle by path.
+
+    index: the columns of all shards, joined. Clip number i of the store is row i of every column.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Raises: UserError if the store is missing, unfinished, of another version, or a shard is cut short."""
+        self.path = Path(path)
+        self.manifest = read_manifest(self.path)
+        self.index: dict[str, list] = {name: [] for name in INDEX_COLUMNS}
+        self._place: list[tuple[str, bytes]] = []
+        self._shards: list[str] = []
+        try:
+            for shard in self.manifest["shards"]:
+                self._add(shard)
+        except BaseException:
+            self.close()
+            raise
+
+    def _add(self, shard: dict[str, Any]) -> None:
+        folder = self.path / shard["name"]
+        file = folder / DATA
+        size = file.stat().st_size if file.is_file() else None
+        if size != shard["bytes"]:
+            found = "is missing" if size is None else f"has {size} bytes"
+            raise UserError(f"{file} {found}, the manifest says {shard['bytes']} bytes: the store is incomplete; copy it again")
+        try:
+            columns = msgpack.unpackb((folder / INDEX).read_bytes())
+            lengths = {len(columns[name]) for name in INDEX_COLUMNS}
+        except (OSError, ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
+            raise UserError(f"{folder / INDEX} is missing or damaged ({error!r}); copy the store again") from error
+        if lengths != {shard["clips"]}:
+            raise UserError(f"{folder / INDEX} lists {lengths} clips, the manifest says {shard['clips']}")
+        for name in INDEX_COLUMNS:
+            self.index[name] += columns[name]
+        key = str(folder.resolve())
+        _environments.acquire(key)
+        self._shards.append(key)
+        self._place += [(key, key_of(number)) for number in range(shard["clips"])]
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+    def __reduce__(self):
+        return Store, (self.path,)
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits, sorted."""
+        return sorted(self.manifest["splits"])
+
+    def select(self, split: str) -> np.ndarray:
+        """Numbers of the clips of a split, in the order of their ids. Raises: UserError naming the splits there are."""
+        found = [number for number, name in enumerate(self.index["split"]) if name == split]
+        if not found:
+            raise UserError(f"store {self.path} has no split '{split}'; it has: {', '.join(self.splits)}")
+        return np.array(sorted(found, key=self.index["clip_id"].__getitem__))
+
+    def value(self, number: int) -> memoryview:
+        """The stored bytes of a clip, in place; valid until `close`."""
+        path, key = self._place[number]
+        value = _environments.transaction(path).get(key)
+        if value is None:
+            raise UserError(f"{path} has no record {int.from_bytes(key, 'big')}: the shard is damaged; run verify")
+        return value
+
+    def view(self, number: int) -> RecordView:
+        """The record of a clip, in place; valid until `close`."""
+        return RecordView(self.value(number))
+
+    def close(self) -> None:
+        """Release the shards; views handed out before must not be used any more."""
+        for path in self._shards:
+            _environments.release(path)
+        self._shards = []
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
