@@ -164,3 +164,26 @@ def as_mapping(config: Config) -> dict[str, Any]:
 def as_yaml(config: Config) -> str:
     """A config as YAML text; `load_mapping` and `check` read it back to an equal config."""
     return yaml.safe_dump(as_mapping(config), sort_keys=False, allow_unicode=True)
+
+
+def refuse_other_config(config: RunConfig, old: RunConfig, *, free: Sequence[str], where: Path) -> None:
+    """Raises: UserError naming what differs between two configs, but for the keys in `free` and what is below them."""
+    differing = [
+        f"{key}: {was!r} in the checkpoint, {now!r} now"
+        for key, (was, now) in _pairs(as_mapping(old), as_mapping(config), "").items()
+        if was != now and not any(key == name or key.startswith(f"{name}.") for name in free)
+    ]
+    if differing:
+        raise UserError(
+            "\n  ".join([f"{where} was trained with another config and cannot go on with this one:", *differing])
+        )
+
+
+def _pairs(old: Any, new: Any, prefix: str) -> dict[str, tuple[Any, Any]]:
+    """Two nested mappings side by side: dotted key -> the two values; None where one lacks the key."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return {prefix: (old, new)}
+    pairs: dict[str, tuple[Any, Any]] = {}
+    for key in dict.fromkeys([*old, *new]):
+        pairs |= _pairs(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))
+    return pairs

@@ -67,7 +67,9 @@ def named_parts(package: str) -> Any:
     def validate(value: Any) -> dict[str, ComponentConfig]:
         if not isinstance(value, dict):
             raise ValueError("needs a mapping from names to options")
-        return {name: component_config(package, name, options) for name, options in value.items() if options is not None}
+        return {
+            name: component_config(package, name, options) for name, options in value.items() if options is not None
+        }
 
     return Annotated[Any, PlainValidator(validate)]
 
@@ -82,22 +84,24 @@ class FrontendConfig(Config):
     name: str
     sample_rate_hz: int = Field(gt=0)
     window: Literal["hann", "tukey"] = Field(description="periodic")
-    tukey_alpha: float = Field(0.25, ge=0, le=1)
+    tukey_alpha: float = Field(default=0.25, ge=0, le=1)
     n_fft: int = Field(gt=0)
     hop: int = Field(gt=0)
     centered: bool = Field(description="pad both ends by n_fft / 2, reflecting, so that frame k is centred on k * hop")
     remove_mean: bool = Field(description="subtract each segment's mean before the window, as scipy does by default")
     scaling: Literal["power", "density"] = Field(description="density: one-sided, over rate times window energy")
-    mel_bins: int | None = Field(None, gt=0, description="null: linear bins, n_fft / 2 + 1 of them")
-    mel_min_hz: float = Field(0.0, ge=0)
-    mel_max_hz: float | None = Field(None, gt=0, description="null: half the sample rate")
+    mel_bins: int | None = Field(default=None, gt=0, description="null: linear bins, n_fft / 2 + 1 of them")
+    mel_min_hz: float = Field(default=0.0, ge=0)
+    mel_max_hz: float | None = Field(default=None, gt=0, description="null: half the sample rate")
     mel_scale: Literal["htk", "slaney"] = "htk"
     mel_norm: Literal["none", "slaney"] = "none"
     floor: float = Field(gt=0)
     floor_rule: Literal["add", "clamp"] = "add"
     offset: float = 0.0
-    divisor: float = Field(1.0, gt=0)
-    short: Literal["tile", "pad"] = Field("tile", description="a clip shorter than the window: repeat it, or add floor")
+    divisor: float = Field(default=1.0, gt=0)
+    short: Literal["tile", "pad"] = Field(
+        default="tile", description="a clip shorter than the window: repeat, or add floor"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "FrontendConfig":
@@ -136,25 +140,26 @@ Frontend = Annotated[FrontendConfig, BeforeValidator(_frontend)]
 class ImageConfig(Config):
     """The picture that a method sees."""
 
-    size_px: int = Field(224, ge=32, description="height and width of the model's input")
+    size_px: int = Field(default=224, ge=32, description="height and width of the model's input")
     frame: Literal["annotated", "middle", "random"] = Field(
-        "annotated", description="which stored frame: nearest the clip's annotated instant, its middle, or any (train)"
+        default="annotated",
+        description="which stored frame: at the annotated instant, in the middle, or (training) any",
     )
     interpolation: Literal["linear", "cubic"] = "linear"
-    antialias: bool = Field(False, description="widen the filter when shrinking, as PIL always does")
+    antialias: bool = Field(default=False, description="widen the filter when shrinking, as PIL always does")
 
 
 class AudioConfig(Config):
     """The sound that a method hears: a window of `duration_s`, in the middle unless `time_crop` draws it."""
 
     frontend: Frontend = Field(description="a file name in configs/frontends, or all parameters")
-    duration_s: float = Field(3.0, gt=0)
+    duration_s: float = Field(default=3.0, gt=0)
 
 
 class DataConfig(Config):
-    store: Path | None = Field(None, description="folder written by `python -m preprocess pack`")
+    store: Path | None = Field(default=None, description="folder written by `python -m preprocess pack`")
     train_split: str = "train"
-    batch_size: int = Field(128, ge=1, description="clips a step on this rank")
+    batch_size: int = Field(default=128, ge=1, description="clips a step on this rank")
     image: ImageConfig = ImageConfig()
     audio: AudioConfig = Field(default_factory=lambda: AudioConfig.model_validate({"frontend": "ez_vsl"}))
     augment: named_parts("pipeline.augment") = {}  # type: ignore[valid-type]
@@ -163,53 +168,57 @@ class DataConfig(Config):
 
 class OptimConfig(Config):
     name: Literal["adam", "adamw", "sgd"] = "adam"
-    lr: float = Field(1e-4, gt=0)
+    lr: float = Field(default=1e-4, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
-    momentum: float = Field(0.9, ge=0, lt=1, description="sgd only")
-    weight_decay: float = Field(0.0, ge=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="sgd only")
+    weight_decay: float = Field(default=0.0, ge=0)
     schedule: Literal["constant", "cosine", "one_cycle"] = "constant"
-    warmup_share: float = Field(0.0, ge=0, lt=1, description="share of all steps with a rising rate")
-    clip_norm: float | None = Field(None, gt=0)
-    accumulate: int = Field(1, ge=1, description="batches per optimizer step")
+    warmup_share: float = Field(default=0.0, ge=0, lt=1, description="share of all steps with a rising rate")
+    clip_norm: float | None = Field(default=None, gt=0)
+    accumulate: int = Field(default=1, ge=1, description="batches per optimizer step")
 
 
 class TrainConfig(Config):
-    epochs: int = Field(20, ge=1)
-    max_steps: int | None = Field(None, ge=1, description="stop early after so many optimizer steps")
+    epochs: int = Field(default=20, ge=1)
+    max_steps: int | None = Field(default=None, ge=1, description="stop early after so many optimizer steps")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = True
     compile: bool = False
-    log_every_steps: int = Field(10, ge=1)
-    evaluate_every_epochs: int = Field(1, ge=0, description="0: only at the end")
-    checkpoint_every_steps: int = Field(0, ge=0, description="beside the one at every epoch's end; 0: none")
-    keep_checkpoints: int = Field(2, ge=1)
-    cpu_threads: int | None = Field(None, ge=1, description="torch threads on CPU; null: as torch chooses")
+    log_every_steps: int = Field(default=10, ge=1)
+    evaluate_every_epochs: int = Field(default=1, ge=0, description="0: only at the end")
+    checkpoint_every_steps: int = Field(default=0, ge=0, description="beside the one at every epoch's end; 0: none")
+    keep_checkpoints: int = Field(default=2, ge=1)
+    cpu_threads: int | None = Field(default=None, ge=1, description="torch threads on CPU; null: as torch chooses")
 
 
 class EvaluateSet(Config):
     """A split to score, with what differs from the training data for it."""
 
-    size_px: int | None = Field(None, ge=32, description="null: data.image.size_px")
-    expected: int | None = Field(None, ge=1, description="clips that the full set has, where it is known")
+    size_px: int | None = Field(default=None, ge=32, description="null: data.image.size_px")
+    expected: int | None = Field(default=None, ge=1, description="clips that the full set has, where it is known")
+
+
+def _without_null(value: Any) -> Any:
+    return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
 
 
 class EvaluateConfig(Config):
-    sets: dict[str, EvaluateSet] = {}
+    sets: Annotated[dict[str, EvaluateSet], BeforeValidator(_without_null)] = {}
     protocol: named("model.protocols") = "ez_vsl"  # type: ignore[valid-type]
     metrics: named_parts("model.metrics") = {"ciou": {}, "pointing": {}}  # type: ignore[valid-type]
-    batch_size: int = Field(64, ge=1)
-    bootstrap: int = Field(1000, ge=0, description="resamples of the clips for the 95% interval")
-    gallery: int = Field(12, ge=0, description="clips a section of the report: best, worst, random")
+    batch_size: int = Field(default=64, ge=1)
+    bootstrap: int = Field(default=1000, ge=0, description="resamples of the clips for the 95% interval")
+    gallery: int = Field(default=12, ge=0, description="clips a section of the report: best, worst, random")
 
 
 class RunConfig(Config):
     """Everything about a run; written resolved into the run folder and into every checkpoint."""
 
-    seed: int = Field(0, ge=0)
-    out: Path | None = Field(None, description="run folder; null: runs/<config file name>-s<seed>")
+    seed: int = Field(default=0, ge=0)
+    out: Path | None = Field(default=None, description="run folder; null: runs/<config file name>-s<seed>")
     model: named("model.methods")  # type: ignore[valid-type]
     data: DataConfig
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
-    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    evaluate: EvaluateConfig = Field(default_factory=lambda: EvaluateConfig())
