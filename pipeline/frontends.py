@@ -20,7 +20,9 @@ def _window(config: FrontendConfig, device: torch.device) -> Tensor:
     position = torch.arange(n, dtype=torch.float64)
     width = config.tukey_alpha * n / 2.0
     edge = torch.minimum(position, n - position)
-    window = torch.where(edge < width, 0.5 * (1 - torch.cos(torch.pi * edge / width)), torch.ones(n, dtype=torch.float64))
+    window = torch.where(
+        edge < width, 0.5 * (1 - torch.cos(torch.pi * edge / width)), torch.ones(n, dtype=torch.float64)
+    )
     return window.float().to(device)
 
 
@@ -57,7 +59,7 @@ def log_spectrogram(waveform: Tensor, config: FrontendConfig) -> Tensor:
     segments = x.unfold(-1, config.n_fft, config.hop)
     if config.remove_mean:
         segments = segments - segments.mean(-1, keepdim=True)
-    window = _window(config, x.device)
+    window = _window(config, x.device)  # pyright: ignore[reportArgumentType]
     spectrum = torch.fft.rfft(segments * window)
     power = spectrum.real.square() + spectrum.imag.square()
     if config.scaling == "density":
@@ -65,16 +67,31 @@ def log_spectrogram(waveform: Tensor, config: FrontendConfig) -> Tensor:
         # One-sided: the energy of the negative frequencies is added, except at zero and at half the rate.
         power[..., 1 : -1 if config.n_fft % 2 == 0 else None] *= 2
     if config.mel_bins:
-        power = power @ _mel_bank(config, x.device)
+        power = power @ _mel_bank(config, x.device)  # pyright: ignore[reportArgumentType]
     return torch.log(power + config.floor if config.floor_rule == "add" else power.clamp_min(config.floor))
 
 
 def normalise(log_power: Tensor, config: FrontendConfig) -> Tensor:
     """A time-major window `(B, T, F)` of any float type as a method's input: `(B, 1, F, T)` float32, a view in time."""
-    scaled = (log_power.float() + config.offset) / config.divisor
+    scaled = log_power.to(torch.float32, copy=True)
+    # In place and only what is needed: on a CPU these passes cost as much as resizing the picture.
+    if config.offset:
+        scaled += config.offset
+    if config.divisor != 1:
+        scaled /= config.divisor
     return scaled.transpose(1, 2).unsqueeze(1)
 
 
 def resample(waveform: Tensor, rate_hz: int, new_rate_hz: int) -> Tensor:
     """`(..., n)` float at another rate, by windowed sinc (torchaudio's defaults: width 6, roll-off 0.99, Hann)."""
     return waveform if rate_hz == new_rate_hz else torchaudio.functional.resample(waveform, rate_hz, new_rate_hz)
+
+
+def lengthen(waveform: Tensor, samples: int, rule: str) -> Tensor:
+    """`(..., n)` with n at least `samples`: repeated from its start and cut (rule "tile"), or silence added ("pad")."""
+    missing = samples - waveform.shape[-1]
+    if missing <= 0:
+        return waveform
+    if rule == "pad":
+        return torch.nn.functional.pad(waveform, (0, missing))
+    return torch.cat([waveform] * -(-samples // waveform.shape[-1]), dim=-1)[..., :samples]

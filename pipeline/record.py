@@ -6,7 +6,7 @@ Layout of a value (all integers little endian):
     byte 3    key "head"                                       5 bytes
     byte 8    bin16 header                                     3 bytes
     byte 11   the head: `_HEAD` then one `_ENTRY` for each blob
-    ...       small fields: clip_id, split, label, group, frames, boxes, ..., as msgpack
+    ...       small fields: clip_id, split, label, group, annotated_s, frames, boxes, ..., as msgpack
     ...       blobs, each a bin32 named like "frames/0" or "spectrogram/logmel", after a filler that aligns it
 
 A blob's payload starts where `(offset + VALUE_PHASE) % ALIGNMENT == 0`: LMDB puts a large value 16 bytes behind a page
@@ -28,11 +28,11 @@ ALIGNMENT = 64
 VALUE_PHASE = 16
 
 _MAGIC = 0x43485757  # "WWHC"
-_HEAD = struct.Struct("<IHH")  # magic, record version, number of blobs
+_HEAD = struct.Struct("<IHHII")  # magic, record version, number of blobs, length and crc32 of the small fields
 _ENTRY = struct.Struct("<IIIIIIHH")  # name id, offset, length, crc32, dimensions 0..2 (0: absent), dtype code
 _HEAD_OFFSET = 11
 _DTYPES = (np.dtype("u1"), np.dtype("<i2"), np.dtype("<f2"), np.dtype("<f4"))
-_FIELDS = ("clip_id", "split", "label", "group", "frames", "sample_rate_hz", "boxes", "source", "extra")
+_FIELDS = ("clip_id", "split", "label", "group", "annotated_s", "frames", "sample_rate_hz", "boxes", "source", "extra")
 
 
 def name_id(name: str) -> int:
@@ -42,7 +42,7 @@ def name_id(name: str) -> int:
 
 @dataclass(kw_only=True)
 class Frame:
-    """A picture of the clip: baseline 4:2:0 JPEG without EXIF, upright."""
+    """A picture of the clip: baseline 4:2:0 JPEG without EXIF, upright; `time_s` counts from the clip's start."""
 
     jpeg: bytes | memoryview
     time_s: float
@@ -52,7 +52,9 @@ class Frame:
 
 @dataclass(kw_only=True)
 class Source:
-    """Where a clip came from, as it was before packing."""
+    """Where a clip came from, as it was before packing: paths under the input folder, the clip's start in the file, the
+    duration of its sound, the upright picture size, the sound's own rate and channels.
+    """
 
     file: str
     audio_file: str | None = None
@@ -68,6 +70,7 @@ class Source:
 class Record:
     """A packed clip.
 
+    annotated_s: the instant that the truth (or, without truth, the packer) points at, from the clip's start.
     spectrograms: front-end name -> `(T, F)` float16, `ln(power + floor)`, time-major.
     waveform: `(n,)` int16 mono at `sample_rate_hz`; 32767 is full scale.
     boxes: `(k, 5)` rows x0, y0, x1, y1 as fractions of the picture, and the index of the annotator.
@@ -80,6 +83,7 @@ class Record:
     source: Source
     label: str | None = None
     group: str | None = None
+    annotated_s: float | None = None
     spectrograms: dict[str, np.ndarray] = field(default_factory=dict)
     waveform: np.ndarray | None = None
     sample_rate_hz: int | None = None
@@ -100,15 +104,21 @@ def encode(record: Record) -> bytes:
         if array is None:
             continue
         if array.dtype not in _DTYPES or not 1 <= array.ndim <= 3:
-            raise ValueError(f"blob {name} of {record.clip_id}: {array.dtype} with {array.ndim} dimensions is not stored")
+            raise ValueError(
+                f"blob {name} of {record.clip_id}: {array.dtype} with {array.ndim} dimensions is not stored"
+            )
         blobs.append((name, np.ascontiguousarray(array).data.cast("B"), array.shape, _DTYPES.index(array.dtype)))
 
+    names = [name_id(name) for name, *_ in blobs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two blobs of {record.clip_id} share a name id: {', '.join(name for name, *_ in blobs)}")
     pack = msgpack.Packer(use_bin_type=True).pack
     small = {
         "clip_id": record.clip_id,
         "split": record.split,
         "label": record.label,
         "group": record.group,
+        "annotated_s": record.annotated_s,
         "frames": [[frame.time_s, frame.width, frame.height] for frame in record.frames],
         "sample_rate_hz": record.sample_rate_hz,
         "boxes": None if record.boxes is None else [[float(value) for value in row] for row in record.boxes],
@@ -123,7 +133,10 @@ def encode(record: Record) -> bytes:
     out += bytes(head_length)
     for key, value in small.items():
         out += pack(key) + pack(value)
-    head = _HEAD.pack(_MAGIC, RECORD_VERSION, len(blobs))
+    fields_at = _HEAD_OFFSET + head_length
+    fields = memoryview(out)[fields_at:]
+    head = _HEAD.pack(_MAGIC, RECORD_VERSION, len(blobs), len(fields), zlib.crc32(fields))
+    fields.release()  # a bytearray with a view of it cannot grow
     for index, (name, payload, shape, dtype) in enumerate(blobs):
         # The filler (key "~k", bin8) brings the payload, behind its own key and bin32 header, to the boundary.
         key = pack(name)
@@ -143,14 +156,14 @@ def encode(record: Record) -> bytes:
 class RecordView:
     """A stored record, read in place: blobs are zero-copy views of `value`, which must outlive them."""
 
-    __slots__ = ("_entries", "_value")
+    __slots__ = ("_entries", "_fields", "_value")
 
     def __init__(self, value: memoryview | bytes) -> None:
         """Raises: UserError if `value` is not a record of a version that this code reads."""
         self._value = value
         if len(value) < _HEAD_OFFSET + _HEAD.size:
             raise UserError(f"not a Whence record: {len(value)} bytes are too few")
-        magic, version, count = _HEAD.unpack_from(value, _HEAD_OFFSET)
+        magic, version, count, fields_length, fields_crc = _HEAD.unpack_from(value, _HEAD_OFFSET)
         if magic != _MAGIC:
             raise UserError("not a Whence record: its head does not start with the magic number")
         if version != RECORD_VERSION:
@@ -158,9 +171,9 @@ class RecordView:
         start = _HEAD_OFFSET + _HEAD.size
         if start + count * _ENTRY.size > len(value):
             raise UserError("damaged record: its head is longer than the record")
-        self._entries = {
-            entry[0]: entry for entry in _ENTRY.iter_unpack(value[start : start + count * _ENTRY.size])
-        }
+        end = start + count * _ENTRY.size
+        self._entries = {entry[0]: entry for entry in _ENTRY.iter_unpack(value[start:end])}
+        self._fields = (end, end + fields_length, fields_crc)
 
     def __contains__(self, name: str) -> bool:
         return name_id(name) in self._entries
@@ -177,38 +190,49 @@ class RecordView:
 
     def fields(self) -> dict[str, Any]:
         """The small fields, unpacked; blobs are skipped."""
+        start, end, _ = self._fields
         unpacker = msgpack.Unpacker(raw=False, max_buffer_size=0)
-        first_blob = min((entry[1] for entry in self._entries.values()), default=len(self._value))
-        unpacker.feed(self._value[:first_blob])
-        unpacker.read_map_header()
-        unpacker.skip()
-        unpacker.skip()
+        unpacker.feed(self._value[start:end])
         return {unpacker.unpack(): unpacker.unpack() for _ in _FIELDS}
 
     def damaged(self) -> list[str]:
-        """Names of blobs whose checksum does not match, or that reach beyond the record."""
-        names = {name_id(name): name for name in self._names()}
-        return [
-            names.get(key, f"blob {key:#x}")
+        """Names of parts whose checksum does not match or that reach beyond the record; "fields": the small ones."""
+        start, end, fields_crc = self._fields
+        bad = []
+        if end > len(self._value) or zlib.crc32(self._value[start:end]) != fields_crc:
+            bad.append("fields")
+        keys = [
+            key
             for key, offset, length, crc, *_ in self._entries.values()
             if offset + length > len(self._value) or zlib.crc32(self._value[offset : offset + length]) != crc
         ]
+        if keys:
+            try:
+                names = {name_id(name): name for name in self.names()}
+            except ValueError:  # the map itself is broken, so that the names cannot be told
+                names = {}
+            bad += [names.get(key, f"blob {key:#x}") for key in keys]
+        return bad
 
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
+        """Names of the blobs, in stored order. Raises: ValueError if the record is no longer valid msgpack."""
         fields = msgpack.unpackb(self._value, raw=False)
-        return [key for key in fields if isinstance(fields[key], bytes)]
+        return [key for key in fields if name_id(key) in self._entries]
 
 
 def decode(value: memoryview | bytes) -> Record:
     """The record that `encode` was given; blobs are views of `value`."""
     view = RecordView(value)
     fields = view.fields()
-    spectrograms = {name.removeprefix("spectrogram/"): view.blob(name) for name in view._names() if "spectrogram/" in name}
+    spectrograms = {
+        name.removeprefix("spectrogram/"): view.blob(name) for name in view.names() if name.startswith("spectrogram/")
+    }
     return Record(
         clip_id=fields["clip_id"],
         split=fields["split"],
         label=fields["label"],
         group=fields["group"],
+        annotated_s=fields["annotated_s"],
         frames=[
             Frame(jpeg=view.blob(f"frames/{index}").data, time_s=time_s, width=width, height=height)
             for index, (time_s, width, height) in enumerate(fields["frames"])

@@ -42,12 +42,12 @@ class Draws:
 
     def uniform(self, slot: str, count: int = 1) -> np.ndarray:
         """`(B, count)` float64 in [0, 1). The numbers of a slot do not depend on which other slots are drawn."""
+        # Arrays throughout: they wrap around silently, as is meant; numpy warns when a scalar does.
         base = _mix(np.array([self.seed], np.uint64) + _GOLDEN)
-        base = _mix(base ^ np.uint64(self.epoch) * _GOLDEN)
+        base = _mix(base ^ np.array([self.epoch], np.uint64) * _GOLDEN)
         base = _mix(base ^ np.uint64(text_key(f"{slot}/{self.view}")))
         clip = _mix(base ^ self.keys)
-        with np.errstate(over="ignore"):
-            bits = _mix(clip[:, None] + (np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN)[None, :])
+        bits = _mix(clip[:, None] + (np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN)[None, :])
         return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 

@@ -20,7 +20,7 @@ import msgpack
 import numpy as np
 
 from configs.errors import UserError
-from pipeline.record import RECORD_VERSION, RecordView
+from pipeline.record import RECORD_VERSION, Record, RecordView
 
 STORE_FORMAT = "whence-store"
 STORE_VERSION = 1
@@ -28,9 +28,37 @@ MANIFEST = "manifest.json"
 INDEX = "index.msgpack"
 DATA = "data.mdb"
 
-INDEX_COLUMNS = ("clip_id", "split", "label", "group", "frames", "spectrogram_frames", "waveform_samples", "truth")
-"""Columns of a shard's index, one entry a clip: frames is a list of [time_s, width, height]; spectrogram_frames maps a
-front-end's name to its T; truth is "boxes", "mask" or None."""
+INDEX_COLUMNS = (
+    "clip_id",
+    "split",
+    "label",
+    "group",
+    "duration_s",
+    "annotated_s",
+    "frames",
+    "spectrogram_frames",
+    "waveform_samples",
+    "truth",
+)
+"""Columns of a shard's index, one entry a clip: duration_s of its sound; annotated_s as in `Record`; frames is a list
+of [time_s, width, height]; spectrogram_frames maps a front-end's name to its T; waveform_samples is 0 without a
+waveform; truth is "boxes", "mask" or None."""
+
+
+def index_row(record: Record) -> dict[str, Any]:
+    """The entries of a record in the columns of the index."""
+    return {
+        "clip_id": record.clip_id,
+        "split": record.split,
+        "label": record.label,
+        "group": record.group,
+        "duration_s": record.source.duration_s,
+        "annotated_s": record.annotated_s,
+        "frames": [[frame.time_s, frame.width, frame.height] for frame in record.frames],
+        "spectrogram_frames": {name: len(array) for name, array in record.spectrograms.items()},
+        "waveform_samples": 0 if record.waveform is None else len(record.waveform),
+        "truth": "boxes" if record.boxes is not None else "mask" if record.mask is not None else None,
+    }
 
 
 def id_hash(clip_ids: Iterable[str]) -> str:
@@ -72,7 +100,9 @@ class _Environments:
             # readahead stays on: records span dozens of pages, and without it every page of a cold one is a fault.
             environment = lmdb.open(path, readonly=True, lock=False, readahead=True, create=False)
         except lmdb.Error as error:
-            raise UserError(f"cannot open shard {path}: {error}. Run `python -m preprocess verify` on its store") from error
+            raise UserError(
+                f"cannot open shard {path}: {error}. Run `python -m preprocess verify` on its store"
+            ) from error
         return environment, environment.begin(buffers=True)
 
     def acquire(self, path: str) -> None:
@@ -154,7 +184,9 @@ class Store:
         size = file.stat().st_size if file.is_file() else None
         if size != shard["bytes"]:
             found = "is missing" if size is None else f"has {size} bytes"
-            raise UserError(f"{file} {found}, the manifest says {shard['bytes']} bytes: the store is incomplete; copy it again")
+            raise UserError(
+                f"{file} {found}, the manifest says {shard['bytes']} bytes: the store is incomplete; copy it again"
+            )
         try:
             columns = msgpack.unpackb((folder / INDEX).read_bytes())
             lengths = {len(columns[name]) for name in INDEX_COLUMNS}
@@ -193,7 +225,7 @@ class Store:
         value = _environments.transaction(path).get(key)
         if value is None:
             raise UserError(f"{path} has no record {int.from_bytes(key, 'big')}: the shard is damaged; run verify")
-        return value
+        return value  # type: ignore[return-value]  # a view: the transaction was begun with buffers
 
     def view(self, number: int) -> RecordView:
         """The record of a clip, in place; valid until `close`."""

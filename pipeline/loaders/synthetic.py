@@ -1,0 +1,64 @@
+"""The same few batches over and over: what a model could do if loading took no time."""
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from configs.schema import ComponentConfig
+from pipeline.batch import Batch
+from pipeline.loader import LoaderRequest, PlannedLoader
+from pipeline.loaders.reference import ReferenceLoader
+from pipeline.sampler import Plan
+
+
+class SyntheticLoader(PlannedLoader):
+    """Replays tensors without a copy; who writes to a batch finds that in its next turn.
+
+    With a store: its first batches, and as many steps an epoch as its split has. Without: noise.
+    """
+
+    class Config(ComponentConfig):
+        batches: int = Field(4, ge=1, description="different batches at most")
+        steps: int = Field(100, ge=1, description="batches an epoch, if there is no store")
+
+    def __init__(self, config: Config, request: LoaderRequest) -> None:
+        if request.data.store is None:
+            clips = config.steps * request.batch_size * request.world_size
+            plan = Plan(clips, request.batch_size, request.train, request.rank, request.world_size)
+            self._kept = [noise(request, index) for index in range(min(config.batches, config.steps))]
+        else:
+            real = ReferenceLoader(ReferenceLoader.Config(name="reference", workers=1, prefetch=1), request)
+            try:
+                plan = real.plan
+                self._kept = [batch for _, batch in zip(range(config.batches), real)]
+            finally:
+                real.close()
+        self._step = 0
+        super().__init__(plan)
+
+    def _begin(self, epoch: int, first: int, steps: int) -> None:
+        self._step = first // self.plan.global_batch
+
+    def _next(self) -> Batch:
+        self._step += 1
+        return self._kept[(self._step - 1) % len(self._kept)]
+
+    def _release(self) -> None:
+        self._kept = []
+
+
+def noise(request: LoaderRequest, index: int) -> Batch:
+    """Batch number `index` of random numbers, of the shapes and types of real ones; no truth."""
+    random = np.random.default_rng((request.seed, request.rank, index))
+    frontend = request.data.audio.frontend
+    frames = frontend.window_frames(request.data.audio.duration_s)
+    count, size_px = request.batch_size, request.size_px
+    image = random.integers(0, 256, (count, size_px, size_px, 3), np.uint8)
+    spectrogram = random.standard_normal((count, frames, frontend.bins), np.float32)
+    batch = Batch(
+        clip_id=[f"noise-{request.rank}-{index}-{row}" for row in range(count)],
+        valid=torch.ones(count, dtype=torch.bool),
+        image=torch.from_numpy(image).permute(0, 3, 1, 2),
+        spectrogram=torch.from_numpy(spectrogram).transpose(1, 2).unsqueeze(1),
+    )
+    return batch.to(request.device)

@@ -1,0 +1,112 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchaudio
+
+from configs.load import load_frontend
+from configs.schema import FrontendConfig
+from pipeline.frontends import lengthen, log_spectrogram, normalise, resample
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "frontends" / "ez_vsl.npz"
+"""Values of the authors' reader at every 8th bin and frame, before the division by 12."""
+
+
+def chirp(rate_hz: int, seconds: float) -> np.ndarray:
+    time_s = np.arange(int(rate_hz * seconds)) / rate_hz
+    return 0.5 * np.sin(2 * np.pi * (100 * time_s + 0.5 * (0.45 * rate_hz - 100) / seconds * time_s**2))
+
+
+def noise(samples: int, seed: int) -> np.ndarray:
+    return np.clip(0.1 * np.random.default_rng(seed).standard_normal(samples), -1, 1)
+
+
+CASES = {
+    "chirp_16k_10s": (16000, chirp(16000, 10)),
+    "chirp_22k_5s": (22050, chirp(22050, 5)),
+    "noise_22k_10s": (22050, noise(220500, 7)),
+    "noise_44k_3s": (44100, noise(132300, 7)),
+    "silence_22k_4s": (22050, np.zeros(88200)),
+    "short_22k_1p3s": (22050, noise(28665, 8)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ez_vsl_equals_the_authors_spectrogram(case: str):
+    rate_hz, waveform = CASES[case]
+    config = load_frontend("ez_vsl").model_copy(update={"sample_rate_hz": rate_hz})
+    samples = np.round(waveform * 32767).astype(np.int16)
+    sound = lengthen(torch.from_numpy(samples.astype(np.float32) / 32767), 3 * rate_hz, "tile")
+    start = (len(sound) - 3 * rate_hz) // 2
+    found = log_spectrogram(sound[start : start + 3 * rate_hz], config).T
+    with np.load(GOLDEN) as golden:
+        assert np.abs(found[::8, ::8].numpy() - golden[case]).max() < 1e-4  # 7e-6 measured
+
+
+@pytest.mark.parametrize("name", ["logmel", "logmel64"])
+def test_logmel_equals_torchaudio(name: str):
+    config = load_frontend(name)
+    sound = torch.from_numpy(noise(16000, 1)).float()
+    transform = torchaudio.transforms.MelSpectrogram(
+        sample_rate=16000,
+        n_fft=config.n_fft,
+        hop_length=config.hop,
+        n_mels=config.bins,
+        mel_scale=config.mel_scale,
+        norm="slaney",
+    )
+    wanted = torch.log(transform(sound) + config.floor).T
+    torch.testing.assert_close(log_spectrogram(sound, config), wanted, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["logmel", "logmel64", "ez_vsl"])
+def test_frames_are_counted_as_they_are_made(name: str):
+    config = load_frontend(name)
+    for samples in (config.n_fft, config.n_fft + 1, config.n_fft + config.hop - 1, config.n_fft + config.hop, 16000):
+        assert log_spectrogram(torch.zeros(samples), config).shape == (config.frames(samples), config.bins)
+
+
+def test_a_clip_alone_equals_the_clip_in_a_batch():
+    config = load_frontend("logmel64")
+    sounds = torch.from_numpy(np.stack([noise(8000, seed) for seed in range(3)])).float()
+    batch = log_spectrogram(sounds.view(3, 1, 8000), config)
+    assert batch.shape == (3, 1, config.frames(8000), 64)
+    torch.testing.assert_close(batch[1, 0], log_spectrogram(sounds[1], config), atol=1e-5, rtol=1e-5)
+
+
+def test_floor_rules_and_silence():
+    config = load_frontend("ez_vsl")
+    assert log_spectrogram(torch.zeros(2000), config).unique().tolist() == pytest.approx([np.log(1e-7)])
+    clamped = config.model_copy(update={"floor_rule": "clamp", "floor": 1e-2})
+    assert log_spectrogram(torch.from_numpy(noise(2000, 0)).float(), clamped).min() == pytest.approx(np.log(1e-2))
+
+
+@pytest.mark.parametrize("name", ["logmel", "ez_vsl"])
+def test_too_short_a_sound_is_refused(name: str):
+    with pytest.raises(ValueError, match="fewer than one segment"):
+        log_spectrogram(torch.zeros(100), load_frontend(name))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize(("offset", "divisor"), [(0.0, 1.0), (5.0, 5.0), (0.0, 12.0)])
+def test_normalise_leaves_its_input_alone(dtype: torch.dtype, offset: float, divisor: float):
+    config: FrontendConfig = load_frontend("logmel").model_copy(update={"offset": offset, "divisor": divisor})
+    log_power = torch.randn(2, 7, 5).to(dtype)
+    before = log_power.clone()
+    found = normalise(log_power, config)
+    assert found.shape == (2, 1, 5, 7) and found.dtype == torch.float32
+    assert torch.equal(found, ((before.float() + offset) / divisor).transpose(1, 2).unsqueeze(1))
+    found.zero_()
+    assert torch.equal(log_power, before)
+
+
+def test_resample_and_lengthen():
+    sound = torch.arange(5.0)
+    assert resample(sound, 16000, 16000) is sound
+    tone = torch.sin(2 * torch.pi * 500 * torch.arange(22050) / 22050)
+    wanted = torch.sin(2 * torch.pi * 500 * torch.arange(16000) / 16000)
+    assert (resample(tone, 22050, 16000) - wanted)[100:-100].abs().max() < 1e-2
+    assert lengthen(sound, 12, "tile").tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]
+    assert lengthen(sound, 7, "pad").tolist() == [0, 1, 2, 3, 4, 0, 0]
+    assert lengthen(sound, 3, "pad") is sound

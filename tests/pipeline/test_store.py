@@ -1,0 +1,152 @@
+import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.errors import UserError
+from pipeline.record import decode
+from pipeline.store import DATA, INDEX, INDEX_COLUMNS, MANIFEST, Store, id_hash, index_row, key_of, read_manifest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def copied(packed_store: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(packed_store, tmp_path / "store"))
+
+
+def change_manifest(store: Path, **changes) -> None:
+    manifest = json.loads((store / MANIFEST).read_text())
+    (store / MANIFEST).write_text(json.dumps({**manifest, **changes}))
+
+
+def test_the_index_says_what_the_records_hold(packed_store: Path):
+    with Store(packed_store) as store:
+        assert len(store) == 24 and store.splits == ["test", "train"]
+        for number in range(len(store)):
+            row = index_row(decode(store.value(number)))
+            assert row == {name: store.index[name][number] for name in INDEX_COLUMNS}
+            assert store.view(number).damaged() == []
+        assert id_hash(store.index["clip_id"]) == store.manifest["id_hash"]
+
+
+def test_a_split_comes_in_the_order_of_its_ids(packed_store: Path):
+    with Store(packed_store) as store:
+        ids = [store.index["clip_id"][number] for number in store.select("test")]
+        assert ids == [f"clip_{number:02d}" for number in range(16, 24)]
+        assert store.index["clip_id"] != sorted(store.index["clip_id"])
+        with pytest.raises(UserError, match=r"no split 'tset'; it has: test, train"):
+            store.select("tset")
+
+
+def test_blobs_lie_on_cache_lines_in_the_memory_map(packed_store: Path):
+    with Store(packed_store) as store:
+        view = store.view(0)
+        assert all(view.blob(name).ctypes.data % 64 == 0 for name in view.names())
+
+
+def test_a_path_can_be_opened_twice_in_a_process(packed_store: Path):
+    first = Store(packed_store)
+    second = Store(packed_store)
+    third = copy.copy(second)
+    first.close()
+    second.close()
+    assert third.view(3).fields()["clip_id"] == third.index["clip_id"][3]
+    third.close()
+    with Store(packed_store) as again:
+        assert len(again) == 24
+
+
+def test_a_forked_child_reads_on_its_own(packed_store: Path):
+    # In a process of its own: forking one with the threads of a test run is no good idea.
+    code = f"""
+import os
+from pipeline.store import Store
+store = Store({str(packed_store)!r})
+before = bytes(store.value(5))
+child = os.fork()
+same = bytes(store.value(5)) == before and len(store.view(20).names()) == 4
+if child == 0:
+    again = Store({str(packed_store)!r})
+    same = same and bytes(again.value(5)) == before
+    again.close()
+    os._exit(0 if same else 1)
+status = os.waitpid(child, 0)[1]
+assert same and os.waitstatus_to_exitcode(status) == 0
+assert bytes(store.value(5)) == before
+store.close()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def test_values_are_not_copied(packed_store: Path):
+    with Store(packed_store) as store:
+        one = np.frombuffer(store.value(2), np.uint8)
+        two = np.frombuffer(store.value(2), np.uint8)
+        assert one.ctypes.data == two.ctypes.data and not one.flags.writeable
+
+
+def test_what_is_no_finished_store(tmp_path: Path, copied: Path):
+    with pytest.raises(UserError, match="not a folder"):
+        Store(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"no manifest.json.*same pack command"):
+        Store(tmp_path)
+    (copied / MANIFEST).write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        Store(copied)
+    (copied / MANIFEST).write_text('{"format": "other"}')
+    with pytest.raises(UserError, match="not the manifest of a Whence store"):
+        Store(copied)
+
+
+@pytest.mark.parametrize("key", ["version", "record_version"])
+def test_a_store_of_another_version(copied: Path, key: str):
+    change_manifest(copied, **{key: 99})
+    with pytest.raises(UserError, match=r"99.*Pack it again"):
+        read_manifest(copied)
+
+
+def test_a_truncated_or_missing_shard(copied: Path):
+    file = copied / "shard-00001" / DATA
+    size = file.stat().st_size
+    os.truncate(file, size - 4096)
+    with pytest.raises(UserError, match=f"shard-00001.*has {size - 4096} bytes, the manifest says {size}"):
+        Store(copied)
+    file.unlink()
+    with pytest.raises(UserError, match="is missing"):
+        Store(copied)
+
+
+def test_a_damaged_index(copied: Path):
+    index = copied / "shard-00002" / INDEX
+    index.write_bytes(index.read_bytes()[:-5])
+    with pytest.raises(UserError, match=r"index.msgpack is missing or damaged"):
+        Store(copied)
+    shutil.copy(copied / "shard-00001" / INDEX, index)
+    shards = json.loads((copied / MANIFEST).read_text())["shards"]
+    shards[2]["clips"] = 9
+    change_manifest(copied, shards=shards)
+    with pytest.raises(UserError, match="the manifest says 9"):
+        Store(copied)
+
+
+def test_a_failed_opening_leaves_nothing_open(copied: Path):
+    (copied / "shard-00002" / INDEX).unlink()
+    with pytest.raises(UserError):
+        Store(copied)
+    shutil.copy(copied / "shard-00001" / INDEX, copied / "shard-00002" / INDEX)
+    with Store(copied) as store:
+        assert len(store) == 24
+
+
+def test_ids_and_keys():
+    assert id_hash(["b", "a"]) == id_hash(["a", "b"]) != id_hash(["a", "c"])
+    assert len(id_hash([])) == 16
+    assert key_of(258) == b"\0\0\0\0\0\0\1\2"
+    assert sorted(map(key_of, (300, 2, 70000))) == [key_of(2), key_of(300), key_of(70000)]
