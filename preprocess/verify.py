@@ -1,0 +1,126 @@
+"""Is a store what its manifest says? Every byte is read."""
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import msgpack
+
+from configs.errors import UserError
+from pipeline.record import RecordView, decode
+from pipeline.store import DATA, INDEX, INDEX_COLUMNS, id_hash, index_row, key_of, read_manifest
+from preprocess.writer import file_sha256
+
+
+def verify(path: Path, report: Callable[[str], None] = lambda shard: None) -> list[str]:
+    """What is wrong with a store, one line a finding that names shard and clip; empty if it is whole.
+
+    report: called with the name of each shard when it has been read.
+    Raises: UserError if there is no finished store of this version.
+    """
+    manifest = read_manifest(path)
+    problems: list[str] = []
+    ids: dict[str, list[str]] = {}
+    for shard in manifest["shards"]:
+        folder = path / shard["name"]
+        problems += [f"{shard['name']}: {text}" for text in _check_shard(folder, shard, ids)]
+        report(shard["name"])
+    listed = {shard["name"] for shard in manifest["shards"]}
+    strays = sorted(folder.name for folder in path.glob("shard-*") if folder.name not in listed)
+    problems += [f"{name}: not in the manifest" for name in strays]
+    if not problems:
+        problems += _check_totals(manifest, ids)
+    return problems
+
+
+def _check_shard(folder: Path, shard: dict[str, Any], ids: dict[str, list[str]]) -> Iterator[str]:
+    file = folder / DATA
+    size = file.stat().st_size if file.is_file() else None
+    if size != shard["bytes"]:
+        # Not opened: pages beyond the end of a memory map end the process.
+        yield f"{DATA} is missing" if size is None else f"{DATA} has {size} bytes, the manifest says {shard['bytes']}"
+        return
+    columns = None
+    try:
+        columns = msgpack.unpackb((folder / INDEX).read_bytes())
+        if {len(columns[name]) for name in INDEX_COLUMNS} != {shard["clips"]}:
+            yield f"{INDEX} does not list {shard['clips']} clips in every column"
+            columns = None
+    except (OSError, ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
+        yield f"{INDEX} is missing or damaged ({error!r})"
+    if file_sha256(file) == shard["sha256"]:
+        yield from check_records(folder, shard["clips"], columns)
+    else:
+        yield f"{DATA} has other content than when it was written (sha256)"
+        yield from _check_records_apart(folder, shard["clips"], columns)
+    if columns is not None:
+        for clip_id, split in zip(columns["clip_id"], columns["split"]):
+            ids.setdefault(split, []).append(clip_id)
+
+
+def check_records(folder: Path, count: int, columns: dict[str, list] | None) -> Iterator[str]:
+    """What is wrong with the records of a shard whose file has its full length."""
+    try:
+        environment = lmdb.open(str(folder), readonly=True, lock=False, create=False)
+    except lmdb.Error as error:
+        yield f"{DATA} is no LMDB file ({error})"
+        return
+    with environment, environment.begin(buffers=True) as transaction:
+        entries = transaction.stat()["entries"]
+        if entries != count:
+            yield f"{DATA} holds {entries} records, the manifest says {count}"
+        for number in range(count):
+            named = f"record {number}" if columns is None else f"record {number} ({columns['clip_id'][number]})"
+            try:
+                value = transaction.get(key_of(number))
+                if value is None:
+                    yield f"{named} is missing"
+                    continue
+                view = RecordView(value)
+                damaged = view.damaged()
+                if damaged:
+                    yield f"{named} is damaged: {', '.join(damaged)}"
+                    continue
+                row = index_row(decode(value))
+            except (lmdb.Error, UserError, ValueError, KeyError, TypeError) as error:
+                yield f"{named} is damaged: {error}"
+                continue
+            differing = [name for name in INDEX_COLUMNS if columns is not None and columns[name][number] != row[name]]
+            if differing:
+                yield f"{named}: {INDEX} says something else about {', '.join(differing)}"
+
+
+def _check_records_apart(folder: Path, count: int, columns: dict[str, list] | None) -> Iterator[str]:
+    """The same in another process: LMDB trusts its pages, and a damaged one may end the process that reads it."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_send_findings, args=(theirs, folder, count, columns), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        while (text := ours.recv()) is not None:
+            yield text
+    except EOFError:
+        yield f"{DATA} has damaged pages, the rest of its records cannot be read"
+    process.join()
+
+
+def _send_findings(connection: Connection, folder: Path, count: int, columns: dict[str, list] | None) -> None:
+    for text in check_records(folder, count, columns):
+        connection.send(text)
+    connection.send(None)
+
+
+def _check_totals(manifest: dict[str, Any], ids: dict[str, list[str]]) -> Iterator[str]:
+    for split, said in manifest["splits"].items():
+        found = ids.get(split, [])
+        if (len(found), id_hash(found)) != (said["clips"], said["id_hash"]):
+            yield f"manifest: split '{split}' has {said['clips']} clips by it, the shards hold {len(found)} or others"
+    everything = [clip_id for names in ids.values() for clip_id in names]
+    if len(set(everything)) < len(everything):
+        yield "manifest: some clip ids stand for several records"
+    if (len(everything), id_hash(everything)) != (manifest["packed"], manifest["id_hash"]):
+        yield f"manifest: {manifest['packed']} clips are said to be packed, the shards hold {len(everything)} or others"

@@ -1,0 +1,250 @@
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from preprocess.media import Picture, Refused, plain_jpeg, read_mask, read_pictures, read_sound, read_still
+from tests.conftest import make_clip, numbered_picture, tone, write_wav
+
+
+def pixels(picture: Picture) -> np.ndarray:
+    """The stored picture, RGB, as a browser shows it."""
+    return np.asarray(Image.open(io.BytesIO(picture.jpeg)).convert("RGB")).astype(int)
+
+
+def refusal(call, *args) -> str:
+    with pytest.raises(Refused) as caught:
+        call(*args)
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov", "avi"])
+def test_the_nearest_pictures_come_in_one_pass(tmp_path: Path, suffix: str):
+    clip = make_clip(tmp_path / f"clip.{suffix}", seconds=2.0, fps=10)
+    found = read_pictures(clip, [0.0, 0.52, 0.54, 1.0, 9.0], 256, 90)
+    assert [round(picture.time_s, 6) for picture in found] == [0.0, 0.5, 1.0, 1.9]
+    for picture in found:
+        grey = pixels(picture)[-20:, -20:].mean()
+        assert grey == pytest.approx(40 + 8 * round(picture.time_s * 10), abs=5)
+    assert found[0].size == found[0].original == (160, 120)
+
+
+def test_display_times_that_avi_does_not_store(tmp_path: Path):
+    clip = make_clip(tmp_path / "clip.avi", seconds=2.0, fps=10, codec="libx264")
+    found = read_pictures(clip, [0.3, 1.0, 1.5], 256, 90)
+    assert [round((pixels(picture)[-20:, -20:].mean() - 40) / 8) for picture in found] == [3, 10, 15]
+
+
+def test_colours_are_the_right_way_round(tmp_path: Path):
+    clip = make_clip(tmp_path / "clip.mp4", picture=lambda n, w, h: np.full((h, w, 3), (220, 40, 20), np.uint8))
+    red, green, blue = pixels(read_pictures(clip, [1.0], 256, 90)[0]).mean((0, 1))
+    assert red > 190 and green < 70 and blue < 50
+
+
+@pytest.mark.parametrize(("width", "height", "size"), [(640, 360, (114, 64)), (96, 160, (64, 107)), (60, 40, (60, 40))])
+def test_the_short_side_is_reduced_but_never_enlarged(tmp_path: Path, width: int, height: int, size: tuple[int, int]):
+    clip = make_clip(tmp_path / "clip.mp4", seconds=0.5, width=width, height=height)
+    picture = read_pictures(clip, [0.0], 64, 90)[0]
+    assert picture.size == size and picture.original == (width, height)
+    assert pixels(picture).shape == (size[1], size[0], 3)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "corner"),
+    [
+        ((0, 1, -1, 0), "upper right"),  # shown turned clockwise by 90 degrees
+        ((-1, 0, 0, -1), "lower right"),
+        ((0, -1, 1, 0), "lower left"),
+    ],
+)
+def test_turned_video_comes_upright(tmp_path: Path, matrix: tuple[int, ...], corner: str):
+    clip = make_clip(tmp_path / "clip.mp4", width=160, height=96, audio=False)
+    data = bytearray(clip.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40
+    a, b, c, d = (value << 16 for value in matrix)
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    clip.write_bytes(data)
+    picture = read_pictures(clip, [0.0], 256, 95)[0]
+    assert picture.size == ((160, 96) if matrix[0] else (96, 160))
+    red = pixels(picture)[:, :, 0] - pixels(picture)[:, :, 2]
+    rows, columns = np.nonzero(red > 100)
+    vertical = "upper" if rows.mean() < red.shape[0] / 2 else "lower"
+    horizontal = "left" if columns.mean() < red.shape[1] / 2 else "right"
+    assert f"{vertical} {horizontal}" == corner
+
+
+def test_seeking_gives_what_reading_from_the_start_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    clip = make_clip(tmp_path / "clip.mp4", seconds=45, fps=4, width=64, height=48)
+    sought = read_pictures(clip, [33.3, 41.1], 256, 90)
+    monkeypatch.setattr("preprocess.media._SEEK_BEYOND_S", 1e9)
+    assert sought == read_pictures(clip, [33.3, 41.1], 256, 90)
+    assert [round(picture.time_s, 3) for picture in sought] == [33.25, 41.0]
+
+
+def test_stored_jpeg_is_what_hardware_decoders_take(tmp_path: Path):
+    clip = make_clip(tmp_path / "clip.mp4", seconds=0.3)
+    jpeg = read_pictures(clip, [0.0], 256, 90)[0].jpeg
+    assert plain_jpeg(jpeg) == jpeg and b"Exif" not in jpeg
+
+
+def test_sound_is_mono_at_its_own_rate(tmp_path: Path):
+    samples = tone(2.0, 22050, channels=2)
+    sound = read_sound(write_wav(tmp_path / "stereo.wav", samples, 22050))
+    assert (sound.rate_hz, sound.source_rate_hz, sound.channels) == (22050, 22050, 2)
+    assert sound.samples.dtype == np.int16 and len(sound.samples) == 44100
+    assert np.abs(sound.samples - samples.mean(1)).max() <= 1
+    mono = tone(1.0, 16000)[:, 0]
+    assert (read_sound(write_wav(tmp_path / "mono.wav", mono, 16000)).samples == mono).all()
+
+
+def test_a_window_of_the_sound_is_exact(tmp_path: Path):
+    samples = np.arange(30000, dtype=np.int16)
+    file = write_wav(tmp_path / "ramp.wav", samples, 10000)
+    assert (read_sound(file, 0.5, 1.0).samples == samples[5000:15000]).all()
+    assert (read_sound(file, 2.5, 9.0).samples == samples[25000:]).all()
+    assert refusal(read_sound, file, 2.95, 1.0) == "too_short"
+    assert refusal(read_sound, file, 7.0, 1.0) == "too_short"
+
+
+def test_an_odd_rate_is_brought_to_48_khz(tmp_path: Path):
+    sound = read_sound(write_wav(tmp_path / "odd.wav", tone(1.0, 44099), 44099))
+    assert (sound.rate_hz, sound.source_rate_hz) == (48000, 44099)
+    assert len(sound.samples) == pytest.approx(48000, abs=50)
+
+
+def test_sound_that_starts_late_is_late(tmp_path: Path):
+    clip = make_clip(tmp_path / "clip.mkv", seconds=2.0, sound_delay_s=0.5, audio_codec="pcm_s16le")
+    samples = read_sound(clip).samples
+    assert len(samples) == 40000 and not samples[:7900].any() and samples[8010:8100].any()
+
+
+def test_a_clip_of_more_than_ten_minutes_must_say_its_part(tmp_path: Path):
+    file = write_wav(tmp_path / "long.wav", np.ones(4000 * 601, np.int16), 4000)
+    assert refusal(read_sound, file) == "too_long"
+    assert refusal(read_sound, file, 0.0, 1000.0) == "too_long"
+    assert len(read_sound(file, 590.0, 5.0).samples) == 20000
+
+
+def test_what_is_missing_is_named(tmp_path: Path):
+    silent = make_clip(tmp_path / "silent.mp4", seconds=0.5, audio=False)
+    blind = make_clip(tmp_path / "blind.mp4", seconds=0.5, video=False)
+    assert refusal(read_sound, silent) == "no_audio"
+    assert refusal(read_pictures, blind, [0.0], 256, 90) == "no_video"
+    assert refusal(read_sound, tmp_path / "none.mp4") == "missing_file"
+    assert refusal(read_still, tmp_path / "none.jpg", 256, 90) == "missing_file"
+    assert refusal(read_sound, tmp_path / ("x" * 300)) == "unreadable"
+    os.mkfifo(tmp_path / "pipe.mp4")
+    assert refusal(read_sound, tmp_path / "pipe.mp4") == "missing_file"
+
+
+def test_files_that_break_inside(tmp_path: Path):
+    clip = make_clip(tmp_path / "clip.mp4", seconds=3.0)
+    data = bytearray(clip.read_bytes())
+    (tmp_path / "text.mp4").write_text("no video at all\n" * 50)
+    assert refusal(read_sound, tmp_path / "text.mp4") == "unreadable"
+    (tmp_path / "cut.mp4").write_bytes(data[: len(data) // 2])  # without its table at the end
+    assert refusal(read_pictures, tmp_path / "cut.mp4", [0.0], 256, 90) == "unreadable"
+    middle = len(data) // 3
+    data[middle : middle + 4000] = bytes(range(256)) * 15 + bytes(160)
+    (tmp_path / "damaged.mp4").write_bytes(data)
+    assert refusal(read_sound, tmp_path / "damaged.mp4") == "decode_error"
+
+
+def test_playlists_are_not_followed(tmp_path: Path):
+    make_clip(tmp_path / "secret.mp4", seconds=0.5)
+    lists = {
+        "hls.mp4": f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{tmp_path}/secret.mp4\n#EXT-X-ENDLIST\n",
+        "concat.mp4": "ffconcat version 1.0\nfile secret.mp4\n",
+    }
+    for name, text in lists.items():
+        (tmp_path / name).write_text(text)
+        assert refusal(read_sound, tmp_path / name) == "unreadable"
+
+
+def saved(path: Path, image: Image.Image, **options) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def test_a_plain_jpeg_keeps_its_bytes(tmp_path: Path):
+    image = Image.fromarray(numbered_picture(3, 80, 64))
+    file = saved(tmp_path / "plain.jpg", image, quality=77, subsampling="4:2:0")
+    found = read_still(file, 64, 90)
+    assert found.jpeg == file.read_bytes() and found.size == found.original == (80, 64)
+    upright = Image.Exif()
+    upright[0x0112], upright[0x010E] = 1, "a description"
+    tagged = saved(tmp_path / "tagged.jpg", image, quality=77, subsampling="4:2:0", exif=upright, comment=b"hello")
+    assert b"Exif" in tagged.read_bytes() and read_still(tagged, 64, 90).jpeg == file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "options"),
+    [
+        ("a.jpg", "RGB", {"subsampling": "4:4:4"}),
+        ("a.jpg", "RGB", {"subsampling": "4:2:0", "progressive": True}),
+        ("a.jpg", "L", {}),
+        ("a.jpg", "CMYK", {}),
+        ("a.png", "RGBA", {}),
+        ("a.png", "P", {}),
+        ("a.png", "I;16", {}),
+        ("a.webp", "RGB", {"lossless": True}),
+        ("a.bmp", "RGB", {}),
+    ],
+)
+def test_other_pictures_are_coded_anew(tmp_path: Path, name: str, mode: str, options: dict):
+    grey = np.tile(np.linspace(20, 220, 80).astype(np.uint8), (64, 1))
+    image = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(grey).convert(mode)
+    found = read_still(saved(tmp_path / name, image, **options), 256, 95)
+    assert plain_jpeg(found.jpeg) == found.jpeg and found.size == (80, 64)
+    assert np.abs(pixels(found).mean(2) - grey).mean() < 4
+
+
+def test_a_picture_turned_by_exif_comes_upright(tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned clockwise by 90 degrees
+    image = Image.fromarray(numbered_picture(0, 160, 96))
+    found = read_still(saved(tmp_path / "turned.jpg", image, exif=exif, subsampling="4:2:0"), 256, 95)
+    assert found.size == found.original == (96, 160)
+    red = pixels(found)[:, :, 0] - pixels(found)[:, :, 2]
+    assert red[:60, 60:].max() > 100 and red[:, :40].max() < 60
+
+
+def test_a_large_still_is_reduced(tmp_path: Path):
+    found = read_still(saved(tmp_path / "a.png", Image.fromarray(numbered_picture(0, 400, 300))), 100, 90)
+    assert (found.size, found.original) == ((133, 100), (400, 300))
+
+
+def test_damaged_and_oversized_stills(tmp_path: Path):
+    data = saved(tmp_path / "a.jpg", Image.fromarray(numbered_picture(0, 160, 96))).read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(data[: len(data) * 2 // 3])
+    assert refusal(read_still, tmp_path / "cut.jpg", 256, 90) == "decode_error"
+    (tmp_path / "text.jpg").write_text("no picture")
+    assert refusal(read_still, tmp_path / "text.jpg", 256, 90) == "unreadable"
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    idat = b"IDAT" + zlib.compress(b"")
+    bomb = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in (chunk, idat)
+    )
+    (tmp_path / "bomb.png").write_bytes(bomb)
+    assert refusal(read_still, tmp_path / "bomb.png", 256, 90) == "too_large"
+
+
+@pytest.mark.parametrize("on", [1, 255])
+def test_a_mask_is_0_to_255_and_no_larger_than_the_frame(tmp_path: Path, on: int):
+    mask = np.zeros((80, 100), np.uint8)
+    mask[20:40, 50:75] = on
+    file = tmp_path / "mask.png"
+    cv2.imwrite(str(file), mask)
+    full = read_mask(file, (200, 160))
+    assert full.dtype == np.uint8 and (full == np.where(mask > 0, 255, 0)).all()
+    half = read_mask(file, (50, 40))
+    assert half.shape == (40, 50) and half[15, 30] == 255 and half[0, 0] == 0
+    (tmp_path / "bad.png").write_text("x")
+    assert refusal(read_mask, tmp_path / "bad.png", (50, 40)) == "bad_mask"
