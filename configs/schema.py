@@ -99,9 +99,7 @@ class FrontendConfig(Config):
     floor_rule: Literal["add", "clamp"] = "add"
     offset: float = 0.0
     divisor: float = Field(default=1.0, gt=0)
-    short: Literal["tile", "pad"] = Field(
-        default="tile", description="a clip shorter than the window: repeat, or add floor"
-    )
+    short: Literal["tile", "pad"] = Field(default="tile", description="what fills a window that the clip does not")
 
     @model_validator(mode="after")
     def _check(self) -> "FrontendConfig":
@@ -143,7 +141,7 @@ class ImageConfig(Config):
     size_px: int = Field(default=224, ge=32, description="height and width of the model's input")
     frame: Literal["annotated", "middle", "random"] = Field(
         default="annotated",
-        description="which stored frame: at the annotated instant, in the middle, or (training) any",
+        description="which stored frame: at the annotated instant, the middle, or (training) any",
     )
     interpolation: Literal["linear", "cubic"] = "linear"
     antialias: bool = Field(default=False, description="widen the filter when shrinking, as PIL always does")

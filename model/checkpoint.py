@@ -1,0 +1,131 @@
+"""Everything a run needs to go on, or a checkpoint needs to be scored, in one file of tensors and plain values."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configs.errors import UserError
+from configs.load import as_mapping, check
+from configs.schema import RunConfig
+from model.weights import read_tensors
+
+FORMAT = "whence-checkpoint"
+VERSION = 1
+_NAME = re.compile(r"step-(\d{8})\.pt")
+
+
+@dataclass(kw_only=True)
+class Checkpoint:
+    """model, optimizer: state dicts. step: optimizer steps done. loader: its `state_dict()`. rng: torch's generators.
+
+    record: what the run knew of itself (versions, lists' hashes, selection rule, `finished`). history: one entry an
+    epoch, as in the log.
+    """
+
+    config: RunConfig
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    step: int
+    loader: dict[str, Any]
+    rng: dict[str, Any]
+    record: dict[str, Any]
+    history: list[dict[str, Any]]
+
+
+def capture_rng() -> dict[str, Any]:
+    """The state of torch's generators: dropout draws from them; data draws need none (`pipeline.sampler`)."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_rng(state: dict[str, Any]) -> None:
+    """Set torch's generators to a captured state, as far as this machine has them."""
+    torch.set_rng_state(state["cpu"])
+    for index, value in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(value, index)
+
+
+def write_atomically(path: Path, write: Any) -> None:
+    """Call `write(file)` on a temporary file beside `path`, flush it to disk and rename it: all or nothing.
+
+    Raises: UserError if the disk is full or the folder is not writable; what stood at `path` stays.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; what was there before is untouched"
+        ) from error
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write `folder/step-<step>.pt` and remove all but the newest `keep`. Raises: UserError as `write_atomically`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    values = {**vars(checkpoint), "config": as_mapping(checkpoint.config), "format": FORMAT, "version": VERSION}
+    path = folder / f"step-{checkpoint.step:08d}.pt"
+    write_atomically(path, lambda file: torch.save(values, file))
+    for old in list_checkpoints(folder)[:-keep]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run folder, oldest first; unfinished files do not count."""
+    return sorted(path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name))
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The file itself, or the newest checkpoint of a run folder. Raises: UserError."""
+    if path.is_file():
+        return path
+    if path.is_dir():
+        found = list_checkpoints(path / "checkpoints") or list_checkpoints(path)
+        if found:
+            return found[-1]
+        raise UserError(
+            f"no checkpoint in {path}: expected files like checkpoints/step-00000100.pt, written by train.py"
+        )
+    raise UserError(f"no checkpoint at {path}")
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint of a file or of a run folder's newest. Raises: UserError if it is missing, foreign or damaged."""
+    path = find_checkpoint(path)
+    values = read_tensors(path)
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise UserError(f"{path} is not a checkpoint of this project: it does not say format '{FORMAT}'")
+    if values.get("version") != VERSION:
+        raise UserError(f"{path} is a checkpoint of version {values.get('version')}; this code reads version {VERSION}")
+    values = {key: value for key, value in values.items() if key not in ("format", "version")}
+    values["config"] = check(RunConfig, values["config"], f"the config inside {path}")
+    return Checkpoint(**values)
+
+
+def restore_model(module: torch.nn.Module, state: dict[str, Any], where: str) -> None:
+    """Load a checkpoint's state dict, strictly. Raises: UserError naming the keys that differ."""
+    own, given = set(module.state_dict()), set(state)
+    if own != given:
+        missing, extra = sorted(own - given), sorted(given - own)
+        raise UserError(
+            f"{where} does not fit this method: {len(missing)} missing ({', '.join(missing[:5])}), "
+            f"{len(extra)} unexpected ({', '.join(extra[:5])})"
+        )
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"{where} does not fit this method: {str(error).splitlines()[-1].strip()}") from error

@@ -1,0 +1,93 @@
+"""One image and one audio encoder into one unit sphere: the network of LVS, which its followers keep."""
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from configs.errors import UserError
+from configs.resolve import resolve
+from configs.schema import named
+from model.base import Localization, LocalizationModel, MethodConfig
+from model.similarity import own_pair_map
+from pipeline.batch import Batch
+
+
+class TwoStreamConfig(MethodConfig):
+    """Options of the network; the defaults are EZ-VSL's."""
+
+    feature_dim: int | None = Field(
+        512, ge=1, description="size D of the common space; null: no projections, D is the encoders' own size"
+    )
+    image_dropout: float = Field(0.0, ge=0, lt=1, description="share of the image encoder's values set to 0")
+    audio_dropout: float = Field(0.0, ge=0, lt=1, description="share of the pooled audio values set to 0")
+    image_encoder: named("model.encoders") = {"name": "resnet", "depth": 18, "weights": "imagenet"}  # type: ignore[valid-type]
+    audio_encoder: named("model.encoders") = {"name": "resnet", "depth": 18, "in_channels": 1}  # type: ignore[valid-type]
+
+
+def build_encoders(config: TwoStreamConfig) -> tuple[Any, Any]:
+    """The image and the audio encoder, in this order."""
+    image, audio = config.image_encoder, config.audio_encoder
+    return resolve("model.encoders", image.name)(image), resolve("model.encoders", audio.name)(audio)
+
+
+def start_projection(layer: nn.Conv2d | nn.Linear) -> None:
+    """The weights of a projection at the start of training: small and without bias, as the authors of EZ-VSL draw."""
+    nn.init.trunc_normal_(layer.weight, std=0.01)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+
+
+def start_audio_norms(encoder: nn.Module, config: Any) -> None:
+    """BatchNorm scales from N(1, 0.02), as LVS and its followers start an audio encoder that has no weights yet."""
+    if config.frozen or config.weights != "none":
+        return
+    for module in encoder.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1.0, 0.02)
+
+
+def hear(encoder: nn.Module, spectrogram: Tensor) -> Tensor:
+    """The audio encoder's largest value in each channel: (B, C). Args: spectrogram (B, 1, F, T)."""
+    return torch.amax(encoder(spectrogram), dim=(2, 3))
+
+
+class TwoStream(LocalizationModel):
+    """A 1x1 convolution on the image map and a linear layer on the pooled sound, or neither; the map is a cosine."""
+
+    outputs = frozenset({"image_features", "audio_features"})
+
+    def __init__(self, config: Any) -> None:
+        """Raises: UserError if there are no projections and the encoders differ in size."""
+        super().__init__(config)
+        self.image_encoder, self.audio_encoder = build_encoders(config)
+        seen, heard = self.image_encoder.channels, self.audio_encoder.channels
+        self.image_dropout, self.audio_dropout = nn.Dropout(config.image_dropout), nn.Dropout(config.audio_dropout)
+        if config.feature_dim is not None:
+            self.image_projection = nn.Conv2d(seen, config.feature_dim, 1)
+            self.audio_projection = nn.Linear(heard, config.feature_dim)
+            start_projection(self.image_projection)
+            start_projection(self.audio_projection)
+        elif seen == heard:
+            self.image_projection = self.audio_projection = nn.Identity()
+        else:
+            raise UserError(
+                f"image encoder '{config.image_encoder.name}' has {seen} channels and audio encoder "
+                f"'{config.audio_encoder.name}' has {heard}; without projections they must be equal. Choose others, or "
+                "set model.feature_dim to add projections"
+            )
+        start_audio_norms(self.audio_encoder, config.audio_encoder)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """image_features (B, D, h, w) and audio_features (B, D), both of unit length over D."""
+        image = self.image_projection(self.image_dropout(self.image_encoder(batch.image)))
+        sound = self.audio_projection(self.audio_dropout(hear(self.audio_encoder, batch.spectrogram)))
+        return {
+            "image_features": functional.normalize(image, dim=1),
+            "audio_features": functional.normalize(sound, dim=1),
+        }
+
+    def localize(self, batch: Batch) -> Localization:
+        return Localization(map=own_pair_map(**self.forward(batch)), bounds=(-1.0, 1.0))

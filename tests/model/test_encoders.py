@@ -1,0 +1,121 @@
+"""Encoders: shapes that follow from the input, truly frozen weights, strict loading."""
+
+import hashlib
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+
+from configs.errors import UserError
+from model.encoders.efficientnet_lite0 import EfficientNetLite0
+from model.encoders.resnet import ResNet
+from model.weights import load_weights, read_tensors
+
+
+def resnet(**options) -> ResNet:
+    return ResNet(ResNet.Config(name="resnet", **options))
+
+
+@pytest.mark.parametrize(("depth", "channels"), [(18, 512), (34, 512), (50, 2048)])
+@pytest.mark.parametrize(("last_stride", "cells"), [(2, (2, 3)), (1, (4, 6))])
+def test_resnet_shapes(depth: int, channels: int, last_stride: int, cells: tuple[int, int]):
+    net = resnet(depth=depth, last_stride=last_stride).eval()
+    with torch.inference_mode():
+        out = net(torch.zeros(1, 3, 64, 96, dtype=torch.uint8))
+    assert out.shape == (1, channels, *cells) and net.channels == channels
+
+
+def test_resnet_equals_torchvision(tmp_path: Path):
+    torch.manual_seed(0)
+    plain = torchvision.models.resnet18(weights=None).eval()
+    torch.save(plain.state_dict(), tmp_path / "weights.pth")
+    net = resnet(weights=str(tmp_path / "weights.pth")).eval()
+    picture = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    with torch.inference_mode():
+        pooled = net(picture).mean((2, 3))
+        expected = plain((picture / 255 - mean) / std)
+        torch.testing.assert_close(plain.fc(pooled), expected)
+
+
+@pytest.mark.parametrize("in_channels", [1, 2])
+def test_other_stems_take_the_input_as_it_comes(in_channels: int):
+    net = resnet(in_channels=in_channels)
+    assert net.net.conv1.weight.shape == (64, in_channels, 7, 7)
+    assert net(torch.randn(2, in_channels, 65, 50)).shape == (2, 512, 3, 2)
+
+
+def test_frozen_means_no_gradient_and_fixed_statistics():
+    net = resnet(frozen=True).train()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    out = net(torch.rand(2, 3, 64, 64))
+    assert not out.requires_grad and not net.training
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_packaged_weights_see_pictures():
+    """The packaged ImageNet weights fit the architecture: the class scores of a plain test picture, pinned."""
+    net = EfficientNetLite0(EfficientNetLite0.Config(name="efficientnet_lite0")).eval()
+    y, x = torch.meshgrid(torch.arange(128), torch.arange(128), indexing="ij")
+    picture = torch.stack([x * 2, y * 2, (x + y) % 256]).to(torch.uint8)[None]
+    with torch.inference_mode():
+        out = net(picture)
+    assert out.shape == (1, 1280, 4, 4)
+    assert out.min() >= 0 and out.max() <= 6
+    # Statistics that random weights, another padding or another input scale do not give.
+    torch.testing.assert_close(out.mean(), torch.tensor(PINNED_MEAN), rtol=1e-3, atol=1e-4)
+    assert int(out.mean((2, 3)).argmax()) == PINNED_CHANNEL
+
+
+PINNED_MEAN = 0.0856
+PINNED_CHANNEL = 897
+
+
+def test_frozen_lite0_gives_the_same_features():
+    plain = EfficientNetLite0(EfficientNetLite0.Config(name="efficientnet_lite0")).eval()
+    frozen = EfficientNetLite0(EfficientNetLite0.Config(name="efficientnet_lite0", frozen=True)).train()
+    picture = torch.randint(0, 256, (2, 3, 96, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(frozen(picture), plain(picture), rtol=1e-4, atol=1e-4)
+    assert not frozen(picture).requires_grad
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in frozen.modules())
+
+
+@pytest.mark.parametrize("size", [32, 45, 64, 100])
+def test_lite0_rounds_sizes_up(size: int):
+    net = EfficientNetLite0(EfficientNetLite0.Config(name="efficientnet_lite0", weights="none")).eval()
+    with torch.inference_mode():
+        assert net(torch.zeros(1, 3, size, size)).shape[-1] == -(-size // 32)
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path: Path):
+    state = torchvision.models.resnet18(weights=None).state_dict()
+    state["extra.weight"] = torch.zeros(1)
+    del state["layer1.0.conv1.weight"]
+    with pytest.raises(UserError, match=r"1 missing \(layer1.0.conv1.weight\).*1 unexpected \(extra.weight\)"):
+        load_weights(resnet().net, state, unused=("fc.weight", "fc.bias"), where="resnet-18")
+
+
+def test_files_that_are_no_weights_are_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="no file"):
+        read_tensors(tmp_path / "gone.pth")
+    (tmp_path / "text.pth").write_text("hello")
+    with pytest.raises(UserError, match=r"text\.pth"):
+        read_tensors(tmp_path / "text.pth")
+    torch.save({"code": hashlib.sha256}, tmp_path / "code.pth")
+    with pytest.raises(UserError, match="could run code"):
+        read_tensors(tmp_path / "code.pth")
+
+
+def test_a_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    # The real loading code without a network: an address that cannot be reached, an empty cache.
+    def unreachable(*_, **__):
+        raise URLError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"cannot download the ImageNet weights.*weights=none"):
+        resnet(weights="imagenet")
