@@ -1,0 +1,30 @@
+"""Whether the map's maximum lies on the source."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from torch import Tensor
+
+from configs.schema import ComponentConfig
+from model.scoring import Maps, Metric, Protocol, TruthMaps
+
+
+class Pointing(Metric):
+    """`pointing`: share of clips whose largest pixel of the resized map lies where the truth is not 0.
+
+    Where several pixels are largest, the share of them that hits counts, so that a flat map scores the truth's area
+    and not what happens to lie in its first corner. Source: Zhang et al., Top-down Neural Attention by Excitation
+    Backprop (ECCV 2016), the pointing game, here without its margin.
+    """
+
+    class Config(ComponentConfig):
+        pass
+
+    columns = ("pointing",)
+
+    def per_clip(self, maps: Maps, truth: TruthMaps, protocol: Protocol) -> dict[str, Tensor]:
+        hits = (maps.best & (truth.weights > 0)).sum((1, 2))
+        return {"pointing": hits.double() / maps.best.sum((1, 2))}
+
+    def reduce(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+        return {"pointing": float(rows["pointing"].mean())}
