@@ -1,0 +1,278 @@
+"""Train any method on any store: `python train.py CONFIG [key=value ...] [--resume]`.
+
+The loop: build, restore, step, log, evaluate, save. It names no method, data set, loss or metric.
+"""
+
+import math
+import signal
+import sys
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from configs.errors import UserError, run_command
+from configs.load import load_config, refuse_other_config
+from configs.run_record import Clock, RunRecord, environment
+from configs.schema import RunConfig
+from evaluate import autocast, choose_device, evaluate_sets
+from model.base import Progress
+from model.build import build_objective
+from model.checkpoint import (
+    Checkpoint,
+    capture_rng,
+    list_checkpoints,
+    load_checkpoint,
+    restore_model,
+    restore_rng,
+    save_checkpoint,
+)
+from model.optim import build_optimizer, learning_rate, set_learning_rate
+from pipeline.loader import Loader, build_loader
+from pipeline.store import Store, id_hash
+
+console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)  # a log file has no width of its own
+
+FREE_ON_RESUME = (
+    *("out", "evaluate", "data.loader", "data.store", "train.device", "train.max_steps", "train.cpu_threads"),
+    *("train.log_every_steps", "train.keep_checkpoints", "train.checkpoint_every_steps"),
+)
+"""What may differ when a run goes on: nothing that moves its weights."""
+
+
+def main(argv: list[str]) -> int:
+    if "-h" in argv or "--help" in argv:
+        print(__doc__)
+        return 0
+    resume = "--resume" in argv
+    config = load_config([argument for argument in argv if argument != "--resume"])
+    device = choose_device(config)
+    if config.train.cpu_threads:
+        torch.set_num_threads(config.train.cpu_threads)
+    with Training(config, device, resume=resume) as training:
+        return training.run()
+
+
+class Training:
+    """One run: what it is made of, and where it stands."""
+
+    def __init__(self, config: RunConfig, device: torch.device, *, resume: bool) -> None:
+        assert config.out is not None
+        self.config, self.device = config, device
+        torch.manual_seed(config.seed)
+        found = list_checkpoints(config.out / "checkpoints") if resume else []
+        checkpoint = load_checkpoint(found[-1]) if found else None
+        if checkpoint:
+            refuse_other_config(config, checkpoint.config, free=FREE_ON_RESUME, where=found[-1])
+        self.objective = build_objective(config.model)
+        self.model = self.objective.model
+        self.loader: Loader = build_loader(
+            config.data, self.model.inputs, config.data.train_split, train=True, seed=config.seed, device=device
+        )
+        self.steps_per_epoch = len(self.loader) // config.optim.accumulate
+        if self.steps_per_epoch < 1:
+            self.loader.close()
+            raise UserError(
+                f"split '{config.data.train_split}' of {config.data.store} has too few clips for one step of "
+                f"{config.data.batch_size} x {config.optim.accumulate} clips; lower data.batch_size"
+            )
+        self.total_steps = config.train.epochs * self.steps_per_epoch
+        self.last_step = min(self.total_steps, config.train.max_steps or sys.maxsize)
+        self.objective.to(device)
+        if config.train.channels_last:
+            self.objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = build_optimizer(config.optim, self.model.param_groups(), device)
+        self.forward: Any = torch.compile(self.objective, fullgraph=True) if config.train.compile else self.objective
+        self.step, self.history = 0, []
+        self.epoch_loss = [0.0, 0]  # sum and number of the batch losses of this epoch
+        self.facts = gather_facts(config)
+        if checkpoint:
+            self.restore(checkpoint, str(found[-1]))
+        self.record = RunRecord(config, self.facts, resume=resume)
+        self.stop_signal: int | None = None
+        self.unchecked: list[tuple[list[str], torch.Tensor]] = []  # losses of the last steps, still on the device
+
+    def restore(self, checkpoint: Checkpoint, where: str) -> None:
+        restore_model(self.model, checkpoint.model, where)
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        self.loader.load_state_dict(checkpoint.loader)
+        restore_rng(checkpoint.rng)
+        self.step, self.history = checkpoint.step, checkpoint.history
+        self.epoch_loss = list(checkpoint.record["epoch_loss"])
+
+    def __enter__(self) -> "Training":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.ask_to_stop)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.loader.close()
+        self.record.close()
+
+    def ask_to_stop(self, number: int, frame: object) -> None:
+        if self.stop_signal is not None:
+            raise KeyboardInterrupt  # asked twice: leave at once
+        self.stop_signal = number
+
+    @property
+    def progress(self) -> Progress:
+        return Progress(step=self.step, epoch=self.step / self.steps_per_epoch, total_steps=self.total_steps)
+
+    def run(self) -> int:
+        config = self.config
+        parameters = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        console.print(
+            f"{config.model.name}: {parameters / 1e6:.1f} M trainable parameters, {self.total_steps} steps of "
+            f"{config.data.batch_size * config.optim.accumulate} clips on {self.device}, run folder {config.out}"
+        )
+        if self.step >= self.last_step:
+            console.print(f"already finished: {self.step} of {self.last_step} steps")
+            return 0
+        if self.step:
+            console.print(f"going on at step {self.step} of {self.total_steps}")
+        while self.step < self.last_step:
+            self.train_epoch()
+            if self.stop_signal is not None:
+                self.save()
+                console.print(f"stopped by signal {self.stop_signal} after step {self.step}; go on with --resume")
+                return 128 + self.stop_signal
+            self.finish_epoch()
+        self.print_history()
+        return 0
+
+    def train_epoch(self) -> None:
+        """Steps to the end of the loader's epoch, or of the run, or until a signal."""
+        config, clock = self.config, Clock()
+        self.objective.train()
+        accumulate = config.optim.accumulate
+        every = config.train.checkpoint_every_steps
+        batches = iter(self.loader)
+        boundary = (self.step // self.steps_per_epoch + 1) * self.steps_per_epoch
+        while self.step < min(boundary, self.last_step) and self.stop_signal is None:
+            set_learning_rate(self.optimizer, learning_rate(config.optim, self.step, self.total_steps))
+            weights = self.objective.weights_at(self.progress, self.device)
+            self.model.before_step(self.progress)
+            terms: dict[str, torch.Tensor] = {}
+            for _ in range(accumulate):
+                with clock.waiting():
+                    batch = next(batches)
+                with autocast(config, self.device):
+                    losses = self.forward(batch, weights)
+                (losses.total / accumulate).backward()
+                self.unchecked.append((batch.clip_id, losses.total.detach()))
+                terms = losses.terms
+            if config.optim.clip_norm:
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.model.after_step(self.progress)
+            self.step += 1
+            clock.step(accumulate * config.data.batch_size)
+            if self.step % config.train.log_every_steps == 0 or self.step in (1, self.last_step):
+                self.log_interval(clock, terms)
+            if every and self.step % every == 0 and self.step < boundary:
+                self.save()
+
+    def check_finite(self) -> float:
+        """The mean loss since the last check, which is now and then, so that no step waits for the device."""
+        if not self.unchecked:
+            return math.nan
+        values = torch.stack([total for _, total in self.unchecked]).float().cpu()
+        for (clip_ids, _), value in zip(self.unchecked, values.tolist()):
+            if not math.isfinite(value):
+                (self.record.folder / "not_finite.txt").write_text("\n".join(clip_ids) + "\n")
+                raise UserError(
+                    f"the loss became {value} shortly before step {self.step}. The clips of that batch are in "
+                    f"{self.record.folder / 'not_finite.txt'}: {', '.join(clip_ids[:5])}, ... Lower optim.lr, set "
+                    "optim.clip_norm, or go on from the last checkpoint with --resume"
+                )
+        self.unchecked.clear()
+        # One by one, so that the sum does not depend on where the run was interrupted.
+        for value in values.tolist():
+            self.epoch_loss[0] += value
+            self.epoch_loss[1] += 1
+        return float(values.mean())
+
+    def log_interval(self, clock: "Clock", terms: dict[str, torch.Tensor]) -> None:
+        total = self.check_finite()
+        values: dict[str, Any] = {
+            "epoch": round(self.progress.epoch, 3),
+            "loss": total,
+            **{f"loss_{name}": float(term) for name, term in terms.items()},
+            "lr": self.optimizer.param_groups[0]["lr"] / self.optimizer.param_groups[0]["lr_scale"],
+            **clock.read(),
+        }
+        if self.device.type == "cuda":
+            values["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        self.record.log("train", self.step, values)
+        left = (self.last_step - self.step) * values["step_ms"] / 1000
+        console.print(
+            f"step {self.step:>6}/{self.total_steps}  epoch {values['epoch']:6.2f}  loss {total:8.4f}  "
+            f"lr {values['lr']:.2e}  {values['clips_per_s']:7.1f} clips/s  {values['step_ms']:7.1f} ms/step  "
+            f"data wait {values['data_wait_share']:4.0%}  {left / 60:5.1f} min left"
+        )
+
+    def finish_epoch(self) -> None:
+        """Evaluate if it is time, write the history line, go to the next epoch, save."""
+        config = self.config
+        epoch = math.ceil(self.step / self.steps_per_epoch)
+        last = self.step >= self.last_step
+        self.check_finite()
+        total, count = self.epoch_loss
+        row: dict[str, Any] = {"epoch": epoch, "step": self.step, "loss": total / max(1, count)}
+        every = config.train.evaluate_every_epochs
+        if config.evaluate.sets and (last or (every and epoch % every == 0)):
+            for name, table in evaluate_sets(self.model, config, self.device, blind=False).items():
+                row |= {f"{name}/{metric}": value for metric, value in table.scores.items()}
+        self.record.log("epoch", self.step, row)
+        console.print("  ".join(f"{key} {value:.4g}" for key, value in row.items()))
+        if self.step % self.steps_per_epoch == 0:  # else max_steps ended the run inside an epoch, and it may go on
+            self.history.append(row)
+            self.epoch_loss = [0.0, 0]
+            self.loader.set_epoch(epoch)
+        self.save(finished=self.step >= self.total_steps)
+
+    def save(self, *, finished: bool = False) -> None:
+        self.check_finite()
+        checkpoint = Checkpoint(
+            config=self.config,
+            model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            step=self.step,
+            loader=self.loader.state_dict(),
+            rng=capture_rng(),
+            record={**self.facts, "finished": finished, "selection": "last epoch", "epoch_loss": self.epoch_loss},
+            history=self.history,
+        )
+        save_checkpoint(self.record.checkpoints, checkpoint, self.config.train.keep_checkpoints)
+
+    def print_history(self) -> None:
+        """The table of the run: one row an epoch."""
+        table = Table(title=f"{self.config.out}: one row an epoch")
+        columns = list(dict.fromkeys(key for row in self.history for key in row))
+        for column in columns:
+            table.add_column(column.replace("/", "\n"), justify="right")
+        for row in self.history:
+            table.add_row(*(f"{row[key]:.4g}" if key in row else "" for key in columns))
+        console.print(table)
+        console.print(f"score and picture it: python evaluate.py {self.config.out}")
+
+
+def gather_facts(config: RunConfig) -> dict[str, Any]:
+    """What the record of a run says beside its config."""
+    facts = environment()
+    if config.data.store is not None:
+        with Store(config.data.store) as store:
+            clips = [store.index["clip_id"][number] for number in store.select(config.data.train_split)]
+            facts |= {
+                "store": str(config.data.store),
+                "store_id_hash": store.manifest["id_hash"],
+                "train_clips": len(clips),
+                "train_id_hash": id_hash(clips),
+            }
+    return facts
+
+
+if __name__ == "__main__":
+    run_command(main)
