@@ -23,6 +23,7 @@ from configs.errors import UserError, run_command
 from configs.load import as_mapping, as_yaml, check, merge, parse_override
 from configs.run_record import hardware, versions
 from configs.schema import RunConfig
+from model.allocator import keep_freed_memory
 from model.base import LocalizationModel
 from model.build import build_model
 from model.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, restore_model
@@ -241,6 +242,8 @@ def main(argv: list[str]) -> int:
             f"{out} is not empty; name another folder with --out, or add --overwrite to replace the results"
         )
     device = choose_device(config)
+    if device.type == "cpu":
+        keep_freed_memory()
     if config.train.cpu_threads:
         torch.set_num_threads(config.train.cpu_threads)
 

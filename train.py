@@ -17,6 +17,7 @@ from configs.load import load_config, refuse_other_config
 from configs.run_record import Clock, RunRecord, environment
 from configs.schema import RunConfig
 from evaluate import autocast, choose_device, evaluate_sets
+from model.allocator import keep_freed_memory
 from model.base import Progress
 from model.build import build_objective
 from model.checkpoint import (
@@ -48,6 +49,8 @@ def main(argv: list[str]) -> int:
     resume = "--resume" in argv
     config = load_config([argument for argument in argv if argument != "--resume"])
     device = choose_device(config)
+    if device.type == "cpu":
+        keep_freed_memory()
     if config.train.cpu_threads:
         torch.set_num_threads(config.train.cpu_threads)
     with Training(config, device, resume=resume) as training:

@@ -8,8 +8,8 @@ from model.scoring import Maps, Protocol, ProtocolConfig, median
 class Htf(Protocol):
     """The pixel at the threshold does not count: a constant map has no foreground.
 
-    Source: Fedorishin et al., Hear the Flow (WACV 2023), released test script. OpenCV's cubic resizing is torch's bicubic
-    one without aligned corners (a = -0.75 in both).
+    Source: Fedorishin et al., Hear the Flow (WACV 2023), released test script. OpenCV's cubic resizing is torch's
+    bicubic one without aligned corners (a = -0.75 in both).
     """
 
     class Config(ProtocolConfig):

@@ -9,7 +9,7 @@ from model.scoring import Maps, Protocol, ProtocolConfig
 class Jsa(Protocol):
     """The foreground may have any size, so that scores cannot be compared with those of a median.
 
-    Source: Kim et al., JSA (CVPR 2025), released evaluator.
+    Source: JSA, joint slot attention on image and audio (CVPR 2025, arXiv 2504.15118), released evaluator.
     """
 
     class Config(ProtocolConfig):

@@ -8,7 +8,7 @@ from model.scoring import Maps, Protocol, ProtocolConfig, median
 class SslAlign(Protocol):
     """As `ez_vsl`, but the pixel at the threshold does not count: a constant map has no foreground.
 
-    Source: Senocak et al., Sound Source Localization is All about Cross-Modal Alignment (ICCV 2023), released evaluator.
+    Source: Senocak et al., Sound Source Localization is All about Cross-Modal Alignment (ICCV 2023), released code.
     Its adaptive scores are the metric `ciou_adaptive`.
     """
 

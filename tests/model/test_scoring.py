@@ -179,6 +179,20 @@ def test_half_precision_maps_are_scored():
     assert table(scorer).found == 4
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_gpu_scores_as_the_cpu_does(whole: ScoreTable):
+    scorer = make()
+    maps = Localization(map=MAPS.cuda(), bounds=(0, 1))
+    scored = scorer.add(IDS, torch.ones(23, dtype=torch.bool).cuda(), maps, list(map(truth, IDS)))
+    assert scored.maps.scaled.is_cuda
+    found = table(scorer)
+    for key, column in whole.rows.items():
+        if column.dtype.kind == "f":
+            # Resizing rounds otherwise: a pixel at the threshold or at the maximum may fall on the other side.
+            np.testing.assert_allclose(found.rows[key], column, atol=2e-3, err_msg=key)
+
+
 def test_random_maps_follow_from_the_id():
     maps = random_maps(["a", "b", "a"], 3, 5)
     assert maps.shape == (3, 3, 5) and torch.equal(maps[0], maps[2]) and not torch.equal(maps[0], maps[1])
