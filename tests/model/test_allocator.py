@@ -36,4 +36,4 @@ def faults(mode: str) -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
 def test_freed_memory_is_used_again():
     plain, kept = faults("plain"), faults("keep")
-    assert plain > 1000 > 100 > kept
+    assert plain > 100 > 10 * kept  # huge pages make few faults of many bytes
