@@ -1,0 +1,49 @@
+"""SLAVC's contrastive loss: which sound it is, and where it is, decided by separate features."""
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from model.base import Loss, LossConfig
+from model.similarity import all_pairs, widen
+
+
+class Factorised(Loss):
+    """Cross-entropy in both directions over which sound times where, each against the slow encoders' features.
+
+    `*image_which` and `*image_where` are (B, D, h, w), `*audio_which` and `*audio_where` (B, D), of unit length over D;
+    `slow_*` come without gradient. Scalar, unweighted sum of images against slow sounds and slow images against sounds.
+    Source: Mo and Morgado, "A Closer Look at Weakly-Supervised Audio-Visual Source Localization" (SLAVC), NeurIPS 2022,
+    in the form of the authors' code: both directions choose the sound for an image, and the logits are logarithms of
+    probabilities, to which the cross-entropy applies another softmax.
+    """
+
+    class Config(LossConfig):
+        tau: float = Field(0.03, gt=0, description="temperature of both factors")
+
+    needs = (
+        *("image_which", "image_where", "audio_which", "audio_where"),
+        *("slow_image_which", "slow_image_where", "slow_audio_which", "slow_audio_where"),
+    )
+
+    def forward(self, **outputs: Tensor) -> Tensor:
+        config: Any = self.config
+        features = {name: widen(value) for name, value in outputs.items()}
+        total = torch.zeros((), device=outputs["image_which"].device)
+        for image, audio in (("image", "slow_audio"), ("slow_image", "audio")):
+            which = all_pairs(features[f"{image}_which"], features[f"{audio}_which"])
+            where = all_pairs(features[f"{image}_where"], features[f"{audio}_where"])
+            logits = factorised_logits(which, where, config.tau)
+            total = total + functional.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+        return total
+
+
+def factorised_logits(which: Tensor, where: Tensor, tau: float) -> Tensor:
+    """Logarithm of the share of an image's cells, weighted by `where`, that hold each sound: (B, M), at most 0.
+
+    Args: which and where, cosines (B, h * w, M); the first competes over the sounds, the second over the cells.
+    """
+    return torch.logsumexp((which / tau).log_softmax(dim=2) + (where / tau).log_softmax(dim=1), dim=1)
