@@ -37,8 +37,16 @@ class ResNet(nn.Module):
         depth: Annotated[int, AfterValidator(_known_depth)] = 18
         in_channels: int = Field(3, ge=1)
         last_stride: int = Field(2, ge=1, le=2)
-        weights: str = Field("none", description="none, imagenet (torchvision's download), or a file of weights")
-        frozen: bool = Field(False, description="no gradient, and BatchNorm uses its stored statistics")
+        weights: str = Field(
+            "none",
+            description="none, a file, or imagenet (torchvision's download, but for a stem of other than 3 channels)",
+        )
+        frozen: bool = Field(False, description="no gradient, and BatchNorm as `frozen_statistics` says")
+        frozen_statistics: bool = Field(
+            True,
+            description="frozen BatchNorm uses its stored statistics; false: in training the batch's, and goes on "
+            "collecting them, as Hear the Flow and SIRA-SSL do",
+        )
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -57,12 +65,14 @@ class ResNet(nn.Module):
         self.standardise = Standardise(*IMAGENET) if config.in_channels == 3 else nn.Identity()
         if config.weights != "none":
             state = read_weights(config.weights, _IMAGENET_WEIGHTS[config.depth].get_state_dict)
+            if config.weights == "imagenet" and config.in_channels != 3:
+                state = {**state, "conv1.weight": net.conv1.weight.detach()}
             load_weights(self.net, state, unused=("fc.weight", "fc.bias"), where=f"resnet-{config.depth}")
         if config.frozen:
             self.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "ResNet":
-        return super().train(mode and not self.config.frozen)
+        return super().train(mode and not (self.config.frozen and self.config.frozen_statistics))
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen):

@@ -56,6 +56,24 @@ def test_frozen_means_no_gradient_and_fixed_statistics():
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
 
+def test_frozen_may_leave_the_statistics_moving():
+    net = resnet(frozen=True, frozen_statistics=False).train()
+    out = net(torch.rand(2, 3, 64, 64))
+    assert not out.requires_grad and net.training and int(net.net.bn1.num_batches_tracked) == 1
+    assert net.net.bn1.running_mean.any()
+    mean = net.net.bn1.running_mean.clone()
+    net.eval()(torch.rand(2, 3, 64, 64))
+    assert torch.equal(net.net.bn1.running_mean, mean)
+
+
+def test_imagenet_weights_fit_other_stems(monkeypatch: pytest.MonkeyPatch):
+    plain = torchvision.models.resnet18(weights=None).state_dict()
+    monkeypatch.setattr("model.encoders.resnet.read_weights", lambda source, imagenet: plain)
+    net = resnet(in_channels=2, weights="imagenet")
+    assert net.net.conv1.weight.shape == (64, 2, 7, 7)
+    assert torch.equal(net.net.layer1[0].conv1.weight, plain["layer1.0.conv1.weight"])
+
+
 def test_packaged_weights_see_pictures():
     """The packaged ImageNet weights fit the architecture: the class scores of a plain test picture, pinned."""
     net = EfficientNetLite0(EfficientNetLite0.Config(name="efficientnet_lite0")).eval()

@@ -1,0 +1,32 @@
+"""The localization loss of VCS: every image against all sounds, with a learned scale in place of a temperature."""
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from model.base import Loss, LossConfig
+from model.similarity import all_pairs, all_pairs_max, widen
+
+
+class ScaledMIL(Loss):
+    """Cross-entropy of each image over the sounds of the batch, over the similarity at its best cell.
+
+    image_features (B, D, h, w) and audio_features (B, D), unit length over D; scale (1,), with gradient. Scalar, near
+    ln(B) at random weights.
+    Source: Zhou et al. (VCS), WACV 2023, in the form of the authors' code: one direction, and no temperature but the
+    scale, which multiplies the cosines before the pooling.
+    """
+
+    class Config(LossConfig):
+        pool: Literal["max", "mean"] = Field("max", description="over the cells; authors' code: max, mean possible")
+
+    needs = ("image_features", "audio_features", "scale")
+
+    def forward(self, *, image_features: Tensor, audio_features: Tensor, scale: Tensor) -> Tensor:  # type: ignore[override]
+        config: Any = self.config
+        image, sound = widen(image_features), widen(audio_features) * scale
+        logits = all_pairs_max(image, sound) if config.pool == "max" else all_pairs(image, sound).mean(dim=1)
+        return functional.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
