@@ -22,9 +22,9 @@ $(READY): pyproject.toml constraints/$(STACK).txt
 	touch $@
 
 demo: env
-	$(PY) -m preprocess pack manifest examples/clips stores/demo --frontend logmel64
-	$(PY) train.py configs/ez_vsl_demo.yaml --resume
-	test -f $(SCORED)/report.html || $(PY) evaluate.py runs/ez_vsl_demo-s0 --out $(SCORED) --overwrite
+	$(SINGLE) $(PY) -m preprocess pack manifest examples/clips stores/demo --frontend logmel64
+	$(SINGLE) $(PY) train.py configs/ez_vsl_demo.yaml --resume
+	test -f $(SCORED)/report.html || $(SINGLE) $(PY) evaluate.py runs/ez_vsl_demo-s0 --out $(SCORED) --overwrite
 	@echo
 	@echo "A dozen clips show the path from files to scores, not a trained model."
 	@echo "Report:   $(SCORED)/report.html"
