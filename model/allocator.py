@@ -18,4 +18,5 @@ def keep_freed_memory() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     # One arena, because those of other threads (autograd's) hold no block above 64 MB.
     options = ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, _KEEP_BYTES), (_M_TRIM_THRESHOLD, _KEEP_BYTES))
-    return all([mallopt(option, value) == 1 for option, value in options])
+    done = [mallopt(option, value) == 1 for option, value in options]  # a list: all are set, whatever the first says
+    return all(done)
