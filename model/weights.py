@@ -22,7 +22,7 @@ def read_tensors(path: Path) -> Any:
         raise UserError(
             f"{path} holds more than tensors and plain values, and is not loaded: it could run code. ({_line(error)})"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"{path} is damaged or no file of tensors: {_line(error)}") from error
 
 

@@ -84,8 +84,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(run, loader: str, stop: int):
 
 def test_the_loader_does_not_change_the_curve(run):
     """One is decoded by DALI, the other by OpenCV, from the same draws: the losses agree, not bit for bit."""
-    # The rate is kept small: at a large one eight steps from random weights amplify any difference.
-    first, second = (run(loader, "optim.lr=1e-6", loader=loader) for loader in ("dali", "reference"))
+    # A small rate and a mild temperature: else random weights amplify the difference of a grey level.
+    mild = ("optim.lr=1e-6", "model.losses.max_mil.tau=1.0")
+    first, second = (run(loader, *mild, loader=loader) for loader in ("dali", "reference"))
     for a, b in zip(first.history, second.history):
         assert a["loss"] == pytest.approx(b["loss"], rel=0.02)
 
@@ -106,8 +107,9 @@ def test_finished_runs_are_left_alone(run, tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_clips(run, tmp_path: Path):
-    with pytest.raises(UserError, match=r"the loss became nan.*not_finite\.txt"):
-        run("run", "optim.lr=1e30", "optim.name=sgd", "optim.schedule=constant", "train.epochs=20")
+    # A weight beyond float32 makes the very first loss infinite.
+    with pytest.raises(UserError, match=r"the loss became inf.*not_finite\.txt"):
+        run("run", "model.losses.max_mil.weight=1e39")
     assert (tmp_path / "run" / "not_finite.txt").read_text().count("\n") == 4
 
 
