@@ -34,7 +34,7 @@ test: env
 	$(SINGLE) $(PY) -m pytest -n 2 -m "not slow and not gpu"
 
 test-slow: env
-	$(SINGLE) $(PY) -m pytest -m "slow and not gpu"
+	$(SINGLE) $(PY) -m pytest -n 2 -m "slow and not gpu"
 
 lint: env
 	.venv/bin/ruff check .
