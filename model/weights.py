@@ -20,7 +20,7 @@ def read_tensors(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} holds more than tensors and plain values, and is not loaded: it could run code. ({_line(error)})"
+            f"{path} is no file of tensors and plain values, and is not loaded: what else it holds could run code"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"{path} is damaged or no file of tensors: {_line(error)}") from error
