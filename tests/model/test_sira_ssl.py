@@ -248,8 +248,17 @@ def test_golden_maps_of_a_step():
 
 
 @pytest.mark.slow
-def test_golden_step_compiled():
-    objective = golden_objective().train()
+def test_golden_step_compiled(monkeypatch: pytest.MonkeyPatch):
+    """With the mask of the plain step: rounding throws single pixels over its step at 0.8, which moves what comes after
+    by up to a thousandth.
+    """
+    masks = []
+    plain, objective = golden_objective().train(), golden_objective().train()
+    draw_mask = plain.model.mask
+    monkeypatch.setattr(plain.model, "mask", lambda *args: masks.append(draw_mask(*args)) or masks[0])
+    with torch.no_grad():
+        plain.model(golden_batch())
+    monkeypatch.setattr(objective.model, "mask", lambda *args: masks[0])
     check_step(objective, torch.compile(objective, fullgraph=True))
 
 
