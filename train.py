@@ -135,12 +135,16 @@ class Training:
         if self.step:
             console.print(f"going on at step {self.step} of {self.total_steps}")
         while self.step < self.last_step:
+            before = self.step
             self.train_epoch()
-            if self.stop_signal is not None:
-                self.save()
+            complete = self.step == self.last_step or (self.step > before and self.step % self.steps_per_epoch == 0)
+            if complete:  # a signal in an epoch's last step must not leave a loader that has nothing more to give
+                self.finish_epoch()
+            if self.stop_signal is not None and self.step < self.last_step:
+                if not complete:
+                    self.save()
                 console.print(f"stopped by signal {self.stop_signal} after step {self.step}; go on with --resume")
                 return 128 + self.stop_signal
-            self.finish_epoch()
         self.print_history()
         return 0
 
