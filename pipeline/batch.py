@@ -8,7 +8,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """What a method asks of the pipeline; checked against the store before the first batch."""
+    """What a method asks of the pipeline; checked against the store before the first batch.
+
+    image_views, audio_views: how often a training batch draws the picture and the sound of a clip, itself included.
+    neighbours: further views of either kind that come from a clip's nearest neighbours (`neighbours/` of the store).
+    Batches for scoring hold one view.
+    """
 
     fields: frozenset[str] = frozenset({"image", "spectrogram"})  # also: "flow"
     image_views: int = 1
@@ -39,6 +44,10 @@ class Batch:
     image: `(B, 3, H, W)` uint8 RGB, channels-last in memory; the float cast and the channel statistics belong to the
     model's first operation.
     spectrogram: `(B, 1, F, T)` float32, `(ln(power + floor) + offset) / divisor` of the configured front-end.
+    flow: `(B, 2, H, W)` float32, motion to the right and down, cut and resized with the picture; pixels of the stored
+    frame a video frame, or the published 8-bit code over 255 (see the store's manifest).
+    more_images, more_spectrograms: the further views of training batches, each like `image` and `spectrogram`: first
+    the clip's own other draws, then its neighbours'.
     truth: one a clip on splits with annotations, else None.
     """
 
@@ -47,13 +56,17 @@ class Batch:
     image: Tensor
     spectrogram: Tensor
     flow: Tensor | None = None
+    more_images: tuple[Tensor, ...] = ()
+    more_spectrograms: tuple[Tensor, ...] = ()
     truth: list[Truth | None] | None = None
 
     def to(self, device, non_blocking: bool = False) -> "Batch":
         """The same batch with its tensors on `device`."""
-        moved = {
-            item.name: getattr(self, item.name).to(device, non_blocking=non_blocking)
-            for item in fields(self)
-            if isinstance(getattr(self, item.name), Tensor)
-        }
+        def move(value):
+            if isinstance(value, tuple):
+                return tuple(move(each) for each in value)
+            return value.to(device, non_blocking=non_blocking)
+
+        names = [item.name for item in fields(self) if isinstance(getattr(self, item.name), Tensor | tuple)]
+        moved = {name: move(getattr(self, name)) for name in names}
         return replace(self, **moved)

@@ -1,0 +1,190 @@
+"""`python -m preprocess pack LAYOUT INPUT STORE`: files of a data set into a store."""
+
+import argparse
+import signal
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from configs.errors import UserError
+from configs.load import check, load_frontend
+from configs.resolve import names, resolve
+from preprocess.clip import PackConfig
+from preprocess.engines.local import Local
+from preprocess.layout import Layout, LayoutConfig
+from preprocess.media import REASONS
+from preprocess.progress import PackProgress
+from preprocess.writer import REFUSED, Packed, Stopped, default_shard_clips, pack
+
+_LAYOUTS = "preprocess.layouts"
+_SHOWN_REFUSALS = 10
+
+
+def add(commands: Any) -> None:
+    """Add this command to the parser."""
+    command = commands.add_parser(
+        "pack",
+        help="pack the clips of INPUT into STORE; the same command again goes on where it stopped",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_layout_help(),
+    )
+    command.set_defaults(run=_pack, options_of_its_own=True)
+    command.add_argument("layout", metavar="LAYOUT", help="how INPUT is kept: one of those below")
+    command.add_argument("input", metavar="INPUT", type=Path)
+    command.add_argument(
+        "store", metavar="STORE", type=Path, help="folder to write; new, empty, or of the same command"
+    )
+    command.add_argument(
+        "--frames",
+        metavar="RULE",
+        nargs="+",
+        help="pictures to store: annotated (default), middle, or a rate like 1fps; several may be given",
+    )
+    command.add_argument(
+        "--annotated-s",
+        type=float,
+        metavar="S",
+        help="annotated instant from the clip's start, where the layout gives none and the clip lasts that long "
+        "(else its middle); default 5",
+    )
+    command.add_argument("--short-side", type=int, metavar="PX", dest="short_side_px", help="of a picture; default 256")
+    command.add_argument("--quality", type=int, metavar="Q", help="of JPEG; default 90")
+    command.add_argument(
+        "--frontend",
+        nargs="+",
+        metavar="NAME",
+        default=["logmel"],
+        help="log-spectrograms to store, files of configs/frontends (default logmel), or 'none'",
+    )
+    command.add_argument("--no-waveform", action="store_true", help="do not store the sound itself")
+    command.add_argument("--waveform-rate", type=int, metavar="HZ", dest="waveform_rate_hz", help="default 16000")
+    command.add_argument("--dataset", metavar="NAME", help="name kept in the manifest; default: that of INPUT")
+    command.add_argument("--workers", type=int, metavar="N", help="processes; default: one a core; 0: in this process")
+    command.add_argument(
+        "--shard-clips", type=int, metavar="N", help="clips a shard; default: 16 shards, 8 to 4096 clips"
+    )
+    command.add_argument(
+        "--max-refused", type=float, default=0.5, metavar="SHARE", help="exit with 1 above this share; default 0.5"
+    )
+    command.add_argument(
+        "--strict", action="store_true", help="exit with 1 if any clip is refused, not only of test splits"
+    )
+
+
+def _layout_help() -> str:
+    lines = ["layouts and their own options:"]
+    for name in names(_LAYOUTS):
+        layout = resolve(_LAYOUTS, name)
+        lines += ["", f"  {name}", *(f"    {line.strip()}" for line in (layout.__doc__ or "").strip().splitlines())]
+        for key, field in layout.Config.model_fields.items():
+            if key != "name":
+                lines.append(f"    --{key.replace('_', '-')} VALUE   {field.description or ''}")
+    return "\n".join(lines)
+
+
+def _layout(name: str, source: Path, rest: list[str]) -> Layout:
+    """The layout with its own options, which are the fields of its `Config`. Raises: UserError."""
+    layout = resolve(_LAYOUTS, name)
+    parser = argparse.ArgumentParser(prog=f"python -m preprocess pack {name}", add_help=False)
+    config: type[LayoutConfig] = layout.Config
+    for key in config.model_fields:
+        if key != "name":
+            parser.add_argument(f"--{key.replace('_', '-')}", dest=key, default=argparse.SUPPRESS)
+    options, unknown = parser.parse_known_args(rest)
+    if unknown:
+        known = [f"--{key.replace('_', '-')}" for key in config.model_fields if key != "name"]
+        raise UserError(
+            f"unknown option {unknown[0]}; the layout '{name}' has {', '.join(known) or 'none of its own'}. "
+            "See `python -m preprocess pack --help`"
+        )
+    if not source.exists():
+        raise UserError(f"no input at {source}")
+    return layout(check(config, {**vars(options), "name": name}, f"layout '{name}'"), source)
+
+
+def _pack(options: argparse.Namespace, rest: list[str]) -> int:
+    layout = _layout(options.layout, options.input, rest)
+    frontends = (
+        [] if options.frontend == ["none"] else [load_frontend(name) for name in dict.fromkeys(options.frontend)]
+    )
+    twice = [name for name, count in Counter(item.name for item in frontends).items() if count > 1]
+    if twice:
+        raise UserError(f"two front-ends are named '{twice[0]}'; give one of the files another name")
+    given: dict[str, Any] = {
+        key: value
+        for key in ("frames", "annotated_s", "short_side_px", "quality", "waveform_rate_hz")
+        if (value := getattr(options, key)) is not None
+    }
+    config = check(
+        PackConfig, {**given, "frontends": frontends, "waveform": not options.no_waveform}, "python -m preprocess pack"
+    )
+    if not 0 <= options.max_refused <= 1:
+        raise UserError(f"--max-refused is a share from 0 to 1, found {options.max_refused:g}")
+    if options.shard_clips is not None and options.shard_clips < 1:
+        raise UserError(f"--shard-clips must be at least 1, found {options.shard_clips}")
+    workers = {} if options.workers is None else {"workers": options.workers}
+    engine = Local(check(Local.Config, {**workers, "name": "local"}, "--workers"))
+    clips = layout.clips()
+    console = Console()
+    for note in layout.notes:
+        console.print(f"note: {escape(note)}")
+    shard_clips = options.shard_clips or default_shard_clips(len(clips))
+    progress = PackProgress(console)
+
+    def stop(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    heard = signal.signal(signal.SIGTERM, stop)
+    try:
+        with progress:
+            packed = pack(
+                layout,
+                options.store,
+                config,
+                engine,
+                dataset=options.dataset or layout.root.name,
+                shard_clips=shard_clips,
+                clips=clips,
+                report=progress.report,
+                found=progress.found,
+            )
+    except Stopped as stopped:
+        console.print(str(stopped))
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, heard)
+    if packed.new:
+        console.print(f"packed {packed.packed} of {packed.expected} clips into {options.store} ({progress.rate()})")
+    else:
+        console.print(f"already packed: {options.store} holds {packed.packed} of {packed.expected} clips of this plan")
+    return _judge(packed, options, console)
+
+
+def _judge(packed: Packed, options: argparse.Namespace, console: Console) -> int:
+    """Show what was refused; the exit code."""
+    if not packed.refused:
+        return 0
+    table = Table("reason", "clips", "meaning", title=f"{len(packed.refused)} clips refused")
+    for reason, count in Counter(row[3] for row in packed.refused).most_common():
+        table.add_row(reason, str(count), REASONS.get(reason, ""))
+    console.print(table)
+    tests = [row for row in packed.refused if row[1].startswith("test")]
+    for clip_id, split, _, reason, detail in (tests or packed.refused)[:_SHOWN_REFUSALS]:
+        console.print(escape(f"  {split} {clip_id}: {reason}: {detail}"), soft_wrap=True)
+    console.print(f"all of them, with reasons: {options.store / REFUSED}", soft_wrap=True)
+    failed = []
+    share = len(packed.refused) / packed.expected
+    if share > options.max_refused:
+        failed.append(f"{share:.1%} of the clips were refused, more than --max-refused {options.max_refused:g}")
+    if tests:
+        failed.append(f"{len(tests)} clips of a test split are missing; scores on it are not comparable with others")
+    if options.strict:
+        failed.append(f"{len(packed.refused)} clips were refused (--strict)")
+    for text in failed:
+        print(f"failed: {text}. The store is whole and can be used", file=sys.stderr)
+    return 1 if failed else 0
