@@ -62,6 +62,7 @@ class Batch:
 
     def to(self, device, non_blocking: bool = False) -> "Batch":
         """The same batch with its tensors on `device`."""
+
         def move(value):
             if isinstance(value, tuple):
                 return tuple(move(each) for each in value)
