@@ -9,7 +9,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +35,10 @@ from pipeline.store import Store, id_hash
 _SOURCE = re.compile(r"(.{11})_\d+")
 
 
+class ScoringStopped(Exception):
+    """Scoring ended early because it was asked to."""
+
+
 def evaluate_sets(
     model: LocalizationModel,
     config: RunConfig,
@@ -43,12 +47,13 @@ def evaluate_sets(
     blind: bool = True,
     galleries: dict[str, Gallery] | None = None,
     progress: bool = False,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, ScoreTable]:
     """Score `model` on every set of `config.evaluate.sets`; a table each.
 
     The model comes back in the modes it had. blind: score the floors and the ceiling too, which take most of the time
     and never change. galleries: filled with the best, worst and random clips of each set.
-    Raises: UserError if a split is missing, or has clips without truth.
+    stop: asked before every batch. Raises: UserError if a split is missing, or has clips without truth; ScoringStopped.
     """
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -69,6 +74,8 @@ def evaluate_sets(
             )
             try:
                 for batch in track(loader, f"scoring {name}", total=len(loader), disable=not progress, transient=True):
+                    if stop():
+                        raise ScoringStopped
                     with torch.inference_mode(), autocast(config, device):
                         found = model.localize(batch)
                     scored = scorer.add(batch.clip_id, batch.valid, found, batch.truth)
