@@ -4,6 +4,7 @@ from typing import Any
 
 from configs.errors import UserError
 from configs.resolve import resolve
+from configs.schema import Config
 from model.base import LocalizationModel
 from model.objective import Objective
 
@@ -11,6 +12,27 @@ from model.objective import Objective
 def build_model(config: Any) -> LocalizationModel:
     """The method that `config` (RunConfig.model) names, freshly initialised."""
     return resolve("model.methods", config.name)(config)
+
+
+def without_initial_weights(config: Any) -> Any:
+    """The config of a method (RunConfig.model) whose parts load no weights when built: a checkpoint gives them all.
+
+    Every `weights` option below it becomes "none", so that the files and downloads that training began with need not
+    be at hand.
+    """
+    changed: dict[str, Any] = {}
+    for key in type(config).model_fields:
+        value = getattr(config, key)
+        if key == "weights" and isinstance(value, str):
+            changed[key] = "none"
+        elif isinstance(value, Config):
+            changed[key] = without_initial_weights(value)
+        elif isinstance(value, dict):
+            changed[key] = {
+                name: without_initial_weights(part) if isinstance(part, Config) else part
+                for name, part in value.items()
+            }
+    return config.model_copy(update=changed)
 
 
 def build_objective(config: Any) -> Objective:
