@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, from_numpy
 
+from configs.id_lists import LISTS_FOLDER
 from pipeline.batch import Truth
 
 FOLDER = Path(__file__).parent.parent / "golden" / "metrics"
@@ -31,7 +32,8 @@ def checksum(array: np.ndarray) -> str:
 
 def vggss_boxes() -> dict[str, list[list[float]]]:
     """Clip id -> boxes of the real VGG-SS test set, fractions of the picture."""
-    return json.loads(gzip.decompress((FOLDER / "vggss_boxes.json.gz").read_bytes()))
+    truth = json.loads(gzip.decompress((LISTS_FOLDER / "vggss.json.gz").read_bytes()))
+    return {item["file"]: item["bbox"] for item in truth}
 
 
 def drawn_boxes(seed: int, count: int) -> list[list[list[float]]]:
