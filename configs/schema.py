@@ -83,6 +83,7 @@ class FrontendConfig(Config):
 
     name: str
     sample_rate_hz: int = Field(gt=0)
+    channel: Literal["mean", "first"] = Field(default="mean", description="what is heard of several channels")
     window: Literal["hann", "tukey"] = Field(description="periodic")
     tukey_alpha: float = Field(default=0.25, ge=0, le=1)
     n_fft: int = Field(gt=0)
@@ -191,29 +192,40 @@ class TrainConfig(Config):
 
 
 class EvaluateSet(Config):
-    """A split to score, with what differs from the training data for it."""
+    """Clips to score together: a split of the store, or a test set of `configs/sets`, with what differs for it."""
 
+    about: str = Field(default="", description="one line for people")
+    splits: tuple[str, ...] = Field(min_length=1, description="of the store; if not given, the split of the set's name")
+    ids: str | None = Field(default=None, description="only these clips: a bundled list of ids, or a file of them")
+    bring: str | None = Field(default=None, description="the list to name as `ids`, where we may not bundle it")
     size_px: int | None = Field(default=None, ge=32, description="null: data.image.size_px")
     expected: int | None = Field(default=None, ge=1, description="clips that the full set has, where it is known")
+    family: str = Field(default="", description="whose special rules hold: some protocols treat sets differently")
+    metrics: named_parts("model.metrics") = {}  # type: ignore[valid-type]
+    annotations: str | None = Field(default=None, description="bundled truth, for maps that come without a store")
 
 
-def _without_null(value: Any) -> Any:
-    return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
+def _known_sets(value: Any) -> Any:
+    from configs.test_sets import set_options  # it imports load.py, which imports this module
+
+    if not isinstance(value, dict):
+        return value
+    return {name: set_options(name, options) for name, options in value.items() if options is not None}
 
 
 class EvaluateConfig(Config):
-    sets: Annotated[dict[str, EvaluateSet], BeforeValidator(_without_null)] = {}
+    sets: Annotated[dict[str, EvaluateSet], BeforeValidator(_known_sets)] = {}
     protocol: named("model.protocols") = "ez_vsl"  # type: ignore[valid-type]
     metrics: named_parts("model.metrics") = {"ciou": {}, "pointing": {}}  # type: ignore[valid-type]
     batch_size: int = Field(default=64, ge=1)
     bootstrap: int = Field(default=1000, ge=0, description="resamples of the clips for the 95% interval")
-    gallery: int = Field(default=12, ge=0, description="clips a section of the report: best, worst, random")
+    gallery: int = Field(default=12, ge=0, description="clips a section of the report: best, median, worst, random")
 
 
 class RunConfig(Config):
     """Everything about a run; written resolved into the run folder and into every checkpoint."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     out: Path | None = Field(default=None, description="run folder; null: runs/<config file name>-s<seed>")
     model: named("model.methods")  # type: ignore[valid-type]
     data: DataConfig
