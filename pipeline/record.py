@@ -7,7 +7,8 @@ Layout of a value (all integers little endian):
     byte 8    bin16 header                                     3 bytes
     byte 11   the head: `_HEAD` then one `_ENTRY` for each blob
     ...       small fields: clip_id, split, label, group, annotated_s, frames, boxes, ..., as msgpack
-    ...       blobs, each a bin32 named like "frames/0" or "spectrogram/logmel", after a filler that aligns it
+    ...       blobs, each a bin32 after a filler that aligns it: "frames/0" (JPEG), "raw/0" (pixels), "flow/0/x" and
+              "flow/0/y" (grey JPEGs), ... of every frame, "spectrogram/logmel", ..., "waveform", "mask"
 
 A blob's payload starts where `(offset + VALUE_PHASE) % ALIGNMENT == 0`: LMDB puts a large value 16 bytes behind a page
 boundary, so in the memory map the payload itself lies on a multiple of 64 bytes.
@@ -15,6 +16,7 @@ boundary, so in the memory map the payload itself lies on a multiple of 64 bytes
 
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +25,7 @@ import numpy as np
 
 from configs.errors import UserError
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 ALIGNMENT = 64
 VALUE_PHASE = 16
 
@@ -32,7 +34,10 @@ _HEAD = struct.Struct("<IHHII")  # magic, record version, number of blobs, lengt
 _ENTRY = struct.Struct("<IIIIIIHH")  # name id, offset, length, crc32, dimensions 0..2 (0: absent), dtype code
 _HEAD_OFFSET = 11
 _DTYPES = (np.dtype("u1"), np.dtype("<i2"), np.dtype("<f2"), np.dtype("<f4"))
-_FIELDS = ("clip_id", "split", "label", "group", "annotated_s", "frames", "sample_rate_hz", "boxes", "source", "extra")
+_FIELDS = (
+    *("clip_id", "split", "label", "group", "annotated_s", "frames", "spectrogram_error", "sample_rate_hz"),
+    *("boxes", "source", "extra"),
+)
 
 
 def name_id(name: str) -> int:
@@ -42,12 +47,19 @@ def name_id(name: str) -> int:
 
 @dataclass(kw_only=True)
 class Frame:
-    """A picture of the clip: baseline 4:2:0 JPEG without EXIF, upright; `time_s` counts from the clip's start."""
+    """A picture of the clip, upright; `time_s` counts from the clip's start.
 
-    jpeg: bytes | memoryview
+    jpeg: baseline 4:2:0, without EXIF. pixels: `(height, width, 3)` uint8 RGB, as decoding the JPEG gives them. A frame
+    has either or both. flow: where to its points move until the next picture of the video, to the right and down: two
+    grey baseline JPEGs of the frame's size, whose codes the store's manifest explains.
+    """
+
     time_s: float
     width: int
     height: int
+    jpeg: bytes | memoryview | None = None
+    pixels: np.ndarray | None = None
+    flow: tuple[bytes | memoryview, bytes | memoryview] | None = None
 
 
 @dataclass(kw_only=True)
@@ -71,7 +83,8 @@ class Record:
     """A packed clip.
 
     annotated_s: the instant that the truth (or, without truth, the packer) points at, from the clip's start.
-    spectrograms: front-end name -> `(T, F)` float16, `ln(power + floor)`, time-major.
+    spectrograms: front-end name -> `(T, F)`, `ln(power + floor)`, time-major: float16, or uint8 codes as the store's
+    manifest says. spectrogram_error: front-end name -> how far the codes are from the float32 values at most.
     waveform: `(n,)` int16 mono at `sample_rate_hz`; 32767 is full scale.
     boxes: `(k, 5)` rows x0, y0, x1, y1 as fractions of the picture, and the index of the annotator.
     mask: `(H, W)` uint8 truth map, 255 where the sound is. Boxes and mask None: the clip has no truth.
@@ -85,9 +98,9 @@ class Record:
     group: str | None = None
     annotated_s: float | None = None
     spectrograms: dict[str, np.ndarray] = field(default_factory=dict)
+    spectrogram_error: dict[str, float] = field(default_factory=dict)
     waveform: np.ndarray | None = None
     sample_rate_hz: int | None = None
-    flow: np.ndarray | None = None
     boxes: np.ndarray | None = None
     mask: np.ndarray | None = None
     extra: dict[str, Any] = field(default_factory=dict)
@@ -96,11 +109,7 @@ class Record:
 def encode(record: Record) -> bytes:
     """The stored form of a record. Raises: ValueError for a dtype or shape that the format does not have."""
     blobs: list[tuple[str, Any, tuple[int, ...], int]] = []
-    for index, frame in enumerate(record.frames):
-        blobs.append((f"frames/{index}", frame.jpeg, (len(frame.jpeg),), 0))
-    arrays = {f"spectrogram/{name}": array for name, array in record.spectrograms.items()}
-    arrays |= {"waveform": record.waveform, "flow": record.flow, "mask": record.mask}  # type: ignore[dict-item]
-    for name, array in arrays.items():
+    for name, array in _arrays(record):
         if array is None:
             continue
         if array.dtype not in _DTYPES or not 1 <= array.ndim <= 3:
@@ -120,6 +129,7 @@ def encode(record: Record) -> bytes:
         "group": record.group,
         "annotated_s": record.annotated_s,
         "frames": [[frame.time_s, frame.width, frame.height] for frame in record.frames],
+        "spectrogram_error": record.spectrogram_error,
         "sample_rate_hz": record.sample_rate_hz,
         "boxes": None if record.boxes is None else [[float(value) for value in row] for row in record.boxes],
         "source": vars(record.source),
@@ -151,6 +161,21 @@ def encode(record: Record) -> bytes:
         out += payload
     out[_HEAD_OFFSET : _HEAD_OFFSET + head_length] = head
     return bytes(out)
+
+
+def _arrays(record: Record) -> Iterator[tuple[str, np.ndarray | None]]:
+    """Name and content of every blob that a record can have, in stored order."""
+    for index, frame in enumerate(record.frames):
+        if frame.jpeg is None and frame.pixels is None:
+            raise ValueError(f"frame {index} of {record.clip_id} has neither a JPEG nor pixels")
+        yield f"frames/{index}", None if frame.jpeg is None else np.frombuffer(frame.jpeg, np.uint8)
+        yield f"raw/{index}", frame.pixels
+        for axis, jpeg in zip("xy", frame.flow or ()):
+            yield f"flow/{index}/{axis}", np.frombuffer(jpeg, np.uint8)
+    for name, array in record.spectrograms.items():
+        yield f"spectrogram/{name}", array
+    yield "waveform", record.waveform
+    yield "mask", record.mask
 
 
 class RecordView:
@@ -187,6 +212,10 @@ class RecordView:
         dtype = _DTYPES[code]
         array = np.frombuffer(self._value, dtype, length // dtype.itemsize, offset)
         return array if d1 == 0 else array.reshape((d0, d1) if d2 == 0 else (d0, d1, d2))
+
+    def get(self, name: str) -> np.ndarray | None:
+        """The blob, or None if the record does not have it."""
+        return self.blob(name) if name in self else None
 
     def fields(self) -> dict[str, Any]:
         """The small fields, unpacked; blobs are skipped."""
@@ -234,15 +263,27 @@ def decode(value: memoryview | bytes) -> Record:
         group=fields["group"],
         annotated_s=fields["annotated_s"],
         frames=[
-            Frame(jpeg=view.blob(f"frames/{index}").data, time_s=time_s, width=width, height=height)
+            _frame(view, index, time_s, width, height)
             for index, (time_s, width, height) in enumerate(fields["frames"])
         ],
         source=Source(**fields["source"]),
         spectrograms=spectrograms,
-        waveform=view.blob("waveform") if "waveform" in view else None,
+        spectrogram_error=fields["spectrogram_error"],
+        waveform=view.get("waveform"),
         sample_rate_hz=fields["sample_rate_hz"],
-        flow=view.blob("flow") if "flow" in view else None,
         boxes=None if fields["boxes"] is None else np.array(fields["boxes"], np.float64).reshape(-1, 5),
-        mask=view.blob("mask") if "mask" in view else None,
+        mask=view.get("mask"),
         extra=fields["extra"],
+    )
+
+
+def _frame(view: RecordView, index: int, time_s: float, width: int, height: int) -> Frame:
+    jpeg, x, y = (view.get(name) for name in (f"frames/{index}", f"flow/{index}/x", f"flow/{index}/y"))
+    return Frame(
+        time_s=time_s,
+        width=width,
+        height=height,
+        jpeg=None if jpeg is None else jpeg.data,
+        pixels=view.get(f"raw/{index}"),
+        flow=None if x is None or y is None else (x.data, y.data),
     )

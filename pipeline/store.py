@@ -23,7 +23,7 @@ from configs.errors import UserError
 from pipeline.record import RECORD_VERSION, Record, RecordView
 
 STORE_FORMAT = "whence-store"
-STORE_VERSION = 1
+STORE_VERSION = 2
 MANIFEST = "manifest.json"
 INDEX = "index.msgpack"
 DATA = "data.mdb"
@@ -36,13 +36,18 @@ INDEX_COLUMNS = (
     "duration_s",
     "annotated_s",
     "frames",
+    "flow",
+    "channels",
     "spectrogram_frames",
+    "spectrogram_error",
     "waveform_samples",
+    "sample_rate_hz",
     "truth",
 )
 """Columns of a shard's index, one entry a clip: duration_s of its sound; annotated_s as in `Record`; frames is a list
-of [time_s, width, height]; spectrogram_frames maps a front-end's name to its T; waveform_samples is 0 without a
-waveform; truth is "boxes", "mask" or None."""
+of [time_s, width, height]; flow is true if every frame has it; channels counts those of the source's sound;
+spectrogram_frames maps a front-end's name to its T; spectrogram_error and sample_rate_hz as in `Record`;
+waveform_samples is 0 without a waveform; truth is "boxes", "mask" or None."""
 
 
 def index_row(record: Record) -> dict[str, Any]:
@@ -55,8 +60,12 @@ def index_row(record: Record) -> dict[str, Any]:
         "duration_s": record.source.duration_s,
         "annotated_s": record.annotated_s,
         "frames": [[frame.time_s, frame.width, frame.height] for frame in record.frames],
+        "flow": bool(record.frames) and all(frame.flow is not None for frame in record.frames),
+        "channels": record.source.channels,
         "spectrogram_frames": {name: len(array) for name, array in record.spectrograms.items()},
+        "spectrogram_error": record.spectrogram_error,
         "waveform_samples": 0 if record.waveform is None else len(record.waveform),
+        "sample_rate_hz": record.sample_rate_hz,
         "truth": "boxes" if record.boxes is not None else "mask" if record.mask is not None else None,
     }
 
