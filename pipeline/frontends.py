@@ -2,6 +2,7 @@
 for packing, for computing on the device what a store lacks, and for `localize` on a single file.
 """
 
+import math
 from functools import lru_cache
 
 import torch
@@ -71,6 +72,32 @@ def log_spectrogram(waveform: Tensor, config: FrontendConfig) -> Tensor:
     return torch.log(power + config.floor if config.floor_rule == "add" else power.clamp_min(config.floor))
 
 
+def code_range(config: FrontendConfig) -> tuple[float, float]:
+    """`(low, high)`, what the 8-bit codes 0 and 255 of a stored spectrogram stand for: the floor, and a level that no
+    sound within [-1, 1] exceeds.
+    """
+    window = _window(config, torch.device("cpu")).double()  # pyright: ignore[reportArgumentType]
+    # Cauchy-Schwarz; taking the mean away only lowers a segment's energy. By Parseval it bounds the sum of all bins too.
+    energy = config.n_fft * window.square().sum().item()
+    highest = energy if config.remove_mean else min(energy, window.sum().item() ** 2)
+    if config.mel_bins:
+        bank = _mel_bank(config, torch.device("cpu")).double()  # pyright: ignore[reportArgumentType]
+        highest = min(bank.sum(0).max().item() * highest, bank.max().item() * energy)
+    if config.scaling == "density":
+        highest *= 2 / (config.sample_rate_hz * window.square().sum().item())
+    return math.log(config.floor), math.log(highest + config.floor)
+
+
+def to_codes(log_power: Tensor, low: float, high: float) -> Tensor:
+    """uint8 codes of a log-spectrogram, evenly spaced from `low` to `high`; half a step off at most between them."""
+    return ((log_power - low) * (255 / (high - low))).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def from_codes(codes: Tensor, low: float, high: float) -> Tensor:
+    """The float32 log-spectrogram of such codes."""
+    return codes.float().mul_((high - low) / 255).add_(low)
+
+
 def normalise(log_power: Tensor, config: FrontendConfig) -> Tensor:
     """A time-major window `(B, T, F)` of any float type as a method's input: `(B, 1, F, T)` float32, a view in time."""
     scaled = log_power.to(torch.float32, copy=True)
@@ -83,8 +110,13 @@ def normalise(log_power: Tensor, config: FrontendConfig) -> Tensor:
 
 
 def resample(waveform: Tensor, rate_hz: int, new_rate_hz: int) -> Tensor:
-    """`(..., n)` float at another rate, by windowed sinc (torchaudio's defaults: width 6, roll-off 0.99, Hann)."""
-    return waveform if rate_hz == new_rate_hz else torchaudio.functional.resample(waveform, rate_hz, new_rate_hz)
+    """`(..., n)` float at another rate, by windowed sinc (torchaudio's defaults: width 6, roll-off 0.99, Hann).
+
+    The result is held within [-1, 1], as a file of it would be.
+    """
+    if rate_hz == new_rate_hz:
+        return waveform
+    return torchaudio.functional.resample(waveform, rate_hz, new_rate_hz).clamp_(-1, 1)
 
 
 def lengthen(waveform: Tensor, samples: int, rule: str) -> Tensor:

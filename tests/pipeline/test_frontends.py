@@ -7,7 +7,7 @@ import torchaudio
 
 from configs.load import load_frontend
 from configs.schema import FrontendConfig
-from pipeline.frontends import lengthen, log_spectrogram, normalise, resample
+from pipeline.frontends import code_range, from_codes, lengthen, log_spectrogram, normalise, resample, to_codes
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "frontends" / "ez_vsl.npz"
 """Values of the authors' reader at every 8th bin and frame, before the division by 12."""
@@ -86,6 +86,22 @@ def test_floor_rules_and_silence():
 def test_too_short_a_sound_is_refused(name: str):
     with pytest.raises(ValueError, match="fewer than one segment"):
         log_spectrogram(torch.zeros(100), load_frontend(name))
+
+
+@pytest.mark.parametrize("name", ["logmel", "ez_vsl", "jsa"])
+def test_codes_hold_the_loudest_and_the_quietest_sound(name: str):
+    config = load_frontend(name)
+    low, high = code_range(config)
+    time_s = torch.arange(16000) / 16000
+    sounds = [torch.ones(16000), torch.zeros(16000), torch.from_numpy(noise(16000, 1)).float()]
+    sounds += [torch.sign(torch.sin(2 * torch.pi * pitch_hz * time_s + 0.1)) for pitch_hz in (62.5, 500, 7812.5)]
+    wanted = torch.stack([log_spectrogram(sound, config) for sound in sounds])
+    assert low <= wanted.min() + 1e-6 and wanted.max() <= high
+    assert wanted.max() > high - 2  # the codes are not spent on what cannot be
+    codes = to_codes(wanted, low, high)
+    assert codes.dtype == torch.uint8 and codes[1].max() == 0
+    half_a_step = (high - low) / 255 / 2
+    assert (from_codes(codes, low, high) - wanted).abs().max() < half_a_step + 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
