@@ -182,7 +182,7 @@ class ClipSource:
             annotated = [None] * len(annotated)
         self._frame = np.array(
             [
-                _nearest([time_s for time_s, _, _ in each], duration_s / 2 if instant_s is None else instant_s)
+                nearest_frame([time_s for time_s, _, _ in each], duration_s / 2 if instant_s is None else instant_s)
                 for each, instant_s, duration_s in zip(frames, annotated, durations)
             ]
         )
@@ -322,21 +322,7 @@ class ClipSource:
             valid=valid,
             image=image.permute(0, 3, 1, 2),
             spectrogram=normalise(log_power, self.frontend),
-            truth=[self._truth(int(number)) for number in sheet.numbers] if self._with_truth else None,
-        )
-
-    def _truth(self, number: int) -> Truth | None:
-        view = self.store.view(number)
-        fields = view.fields()
-        mask = view.blob("mask").copy() if "mask" in view else None
-        if fields["boxes"] is None and mask is None:
-            return None
-        return Truth(
-            boxes=None if fields["boxes"] is None else np.array(fields["boxes"], np.float64).reshape(-1, 5),
-            mask=mask,
-            label=fields["label"],
-            group=fields["group"],
-            extra=fields["extra"],
+            truth=[truth_of(self.store.view(int(number))) for number in sheet.numbers] if self._with_truth else None,
         )
 
     def undecodable(self, sheet: Sheet) -> UserError | None:
@@ -367,7 +353,22 @@ def _refuse_unknown_inputs(spec: InputSpec) -> None:
         )
 
 
-def _nearest(times_s: list[float], instant_s: float) -> int:
+def truth_of(view: RecordView) -> Truth | None:
+    """The annotation of a record; None if it has none."""
+    fields = view.fields()
+    mask = view.blob("mask").copy() if "mask" in view else None
+    if fields["boxes"] is None and mask is None:
+        return None
+    return Truth(
+        boxes=None if fields["boxes"] is None else np.array(fields["boxes"], np.float64).reshape(-1, 5),
+        mask=mask,
+        label=fields["label"],
+        group=fields["group"],
+        extra=fields["extra"],
+    )
+
+
+def nearest_frame(times_s: list[float], instant_s: float) -> int:
     """Index of the time nearest to an instant; the earlier one of two equally near."""
     return min(range(len(times_s)), key=lambda index: abs(times_s[index] - instant_s))
 
