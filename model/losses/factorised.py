@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.base import Loss, LossConfig
-from model.similarity import all_pairs, widen
+from model.similarity import all_pairs
 
 
 class Factorised(Loss):
@@ -31,11 +31,10 @@ class Factorised(Loss):
 
     def forward(self, **outputs: Tensor) -> Tensor:
         config: Any = self.config
-        features = {name: widen(value) for name, value in outputs.items()}
         total = torch.zeros((), device=outputs["image_which"].device)
         for image, audio in (("image", "slow_audio"), ("slow_image", "audio")):
-            which = all_pairs(features[f"{image}_which"], features[f"{audio}_which"])
-            where = all_pairs(features[f"{image}_where"], features[f"{audio}_where"])
+            which = all_pairs(outputs[f"{image}_which"], outputs[f"{audio}_which"])
+            where = all_pairs(outputs[f"{image}_where"], outputs[f"{audio}_where"])
             logits = factorised_logits(which, where, config.tau)
             total = total + functional.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
         return total

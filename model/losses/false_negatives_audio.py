@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import Tensor
 
 from model.base import Loss, LossConfig
-from model.similarity import all_pairs_max, distribution, widen
+from model.similarity import all_pairs_max, distribution, products
 
 
 class FalseNegativesAudio(Loss):
@@ -24,6 +24,6 @@ class FalseNegativesAudio(Loss):
 
     def forward(self, *, image_features: Tensor, audio_features: Tensor) -> Tensor:  # type: ignore[override]
         config: Any = self.config
-        image, sound = widen(image_features), widen(audio_features)
-        alike = distribution(sound @ sound.T, config.tau)
-        return (alike - distribution(all_pairs_max(image, sound), config.tau)).abs().mean()
+        alike = distribution(products(audio_features, audio_features), config.tau)
+        across = distribution(all_pairs_max(image_features, audio_features), config.tau)
+        return (alike - across).abs().mean()

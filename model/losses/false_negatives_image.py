@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import Tensor
 
 from model.base import Loss, LossConfig
-from model.similarity import all_pairs_max, distribution, widen
+from model.similarity import all_pairs_max, distribution, products, widen
 
 
 class FalseNegativesImage(Loss):
@@ -24,7 +24,7 @@ class FalseNegativesImage(Loss):
 
     def forward(self, *, image_features: Tensor, audio_features: Tensor) -> Tensor:  # type: ignore[override]
         config: Any = self.config
-        image, sound = widen(image_features), widen(audio_features)
-        picture = image.mean(dim=(2, 3))
-        alike = distribution(picture @ picture.T, config.tau)
-        return (alike - distribution(all_pairs_max(image, sound), config.tau)).abs().mean()
+        picture = widen(image_features).mean(dim=(2, 3))
+        alike = distribution(products(picture, picture), config.tau)
+        across = distribution(all_pairs_max(image_features, audio_features), config.tau)
+        return (alike - across).abs().mean()

@@ -25,6 +25,6 @@ class MaxMIL(Loss):
 
     def forward(self, *, image_features: Tensor, audio_features: Tensor) -> Tensor:  # type: ignore[override]
         config: Any = self.config
-        logits = all_pairs_max(image_features.float(), audio_features.float()) / config.tau
+        logits = all_pairs_max(image_features, audio_features) / config.tau
         target = torch.arange(len(logits), device=logits.device)
         return functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)

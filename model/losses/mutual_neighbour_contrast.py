@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from configs.errors import UserError
 from model.base import Loss, LossConfig
+from model.similarity import products
 
 
 class MutualNeighbourContrast(Loss):
@@ -34,15 +35,13 @@ class MutualNeighbourContrast(Loss):
                 f"model.losses.{config.name}.neighbours={config.neighbours} needs a batch of more clips than that, "
                 f"found {count}: no negative would be left. Lower it, or raise data.batch_size"
             )
-        # Half precision would blur who is near, and at tau 0.03 a rounded cosine moves the logit by 0.1.
-        with torch.autocast(image_slots.device.type, enabled=False):
-            return contrast(image_slots[:, 0].float(), audio_slots[:, 0].float(), config.tau, config.neighbours)
+        return contrast(image_slots[:, 0], audio_slots[:, 0], config.tau, config.neighbours)
 
 
 def contrast(image: Tensor, audio: Tensor, tau: float, neighbours: int) -> Tensor:
     """The loss itself, a scalar. Args: image and audio (B, D), unit length over D."""
     kept = kept_pairs(image.detach(), audio.detach(), neighbours)
-    logits = (image @ audio.T / tau).masked_fill(~kept, -torch.inf)
+    logits = (products(image, audio) / tau).masked_fill(~kept, -torch.inf)
     target = torch.arange(len(logits), device=logits.device)
     return functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)
 
@@ -59,5 +58,5 @@ def kept_pairs(image: Tensor, audio: Tensor, neighbours: int) -> Tensor:
 
 def _nearest(features: Tensor, neighbours: int) -> Tensor:
     """(B, B) bool: whether the clip of the column is among the nearest of the clip of the row."""
-    cosine = features @ features.T
+    cosine = products(features, features)
     return torch.zeros_like(cosine, dtype=torch.bool).scatter(1, cosine.topk(neighbours, dim=1).indices, True)

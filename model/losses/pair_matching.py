@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.base import Loss, LossConfig
-from model.similarity import widen
+from model.similarity import products, widen
 
 
 class PairMatching(Loss):
@@ -28,5 +28,5 @@ class PairMatching(Loss):
     def forward(self, *, second_look: Tensor, audio_features: Tensor) -> Tensor:  # type: ignore[override]
         config: Any = self.config
         seen = functional.normalize(widen(second_look).amax(dim=(2, 3)), dim=1)
-        logits = seen @ widen(audio_features).T / config.tau
+        logits = products(seen, audio_features) / config.tau
         return functional.cross_entropy(logits, torch.arange(len(logits), device=logits.device))

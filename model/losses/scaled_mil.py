@@ -27,6 +27,10 @@ class ScaledMIL(Loss):
 
     def forward(self, *, image_features: Tensor, audio_features: Tensor, scale: Tensor) -> Tensor:  # type: ignore[override]
         config: Any = self.config
-        image, sound = widen(image_features), widen(audio_features) * scale
-        logits = all_pairs_max(image, sound) if config.pool == "max" else all_pairs(image, sound).mean(dim=1)
+        sound = widen(audio_features) * scale
+        logits = (
+            all_pairs_max(image_features, sound)
+            if config.pool == "max"
+            else all_pairs(image_features, sound).mean(dim=1)
+        )
         return functional.cross_entropy(logits, torch.arange(len(logits), device=logits.device))

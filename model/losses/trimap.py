@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.base import Loss, LossConfig
-from model.similarity import all_pairs, own_pair_map, widen
+from model.similarity import all_pairs, own_pair_map
 
 
 class TriMap(Loss):
@@ -34,7 +34,7 @@ class TriMap(Loss):
     needs: tuple[str, ...] = ("image_features", "audio_features")
 
     def forward(self, **outputs: Tensor) -> Tensor:
-        logits = self.logits(*(widen(outputs[need]) for need in self.needs))
+        logits = self.logits(*(outputs[need] for need in self.needs))
         return functional.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
 
     def logits(self, image_features: Tensor, audio_features: Tensor) -> Tensor:

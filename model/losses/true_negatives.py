@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from model.base import Loss, LossConfig
-from model.similarity import distribution, own_pair_map, widen
+from model.similarity import distribution, own_pair_map, products, widen
 
 
 class TrueNegatives(Loss):
@@ -27,11 +27,10 @@ class TrueNegatives(Loss):
 
     def forward(self, *, image_features: Tensor, audio_features: Tensor) -> Tensor:  # type: ignore[override]
         config: Any = self.config
-        image, sound = widen(image_features), widen(audio_features)
         with torch.no_grad():
-            cosines = own_pair_map(image, sound)
+            cosines = own_pair_map(image_features, audio_features)
             low, high = cosines.amin(dim=(1, 2), keepdim=True), cosines.amax(dim=(1, 2), keepdim=True)
             inside = (cosines - low) / (high - low + 1e-5) > config.threshold
-        region = (image * inside[:, None]).mean(dim=(2, 3))
-        alike = distribution(sound @ sound.T, config.tau)
-        return (alike - distribution(region @ region.T, config.tau)).abs().mean()
+        region = (widen(image_features) * inside[:, None]).mean(dim=(2, 3))
+        alike = distribution(products(audio_features, audio_features), config.tau)
+        return (alike - distribution(products(region, region), config.tau)).abs().mean()
