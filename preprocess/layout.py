@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,15 +17,20 @@ from configs.schema import ComponentConfig
 MAX_ID_LENGTH = 250
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SourceClip:
     """A clip to pack. Paths are relative to the layout's `root`, in POSIX form.
 
-    video, or image and audio; audio beside a video replaces the video's own sound.
+    video, or image and audio; audio beside a video replaces the video's own sound. spectrogram: in place of sound, a
+    .npy file of powers `(1, F, T)` or `(F, T)`. image_key, audio_key: image and audio are LMDB environments of raw
+    values (`preprocess.raw_lmdb`), and these are the keys in them. flow_x, flow_y: grey pictures of the optical flow
+    from the picture to the next one, in the published 8-bit form.
     start_s, duration_s: the clip within its video and sound files; duration None: to the end of the sound. annotated_s:
     the instant that boxes or mask belong to, from the clip's start; None: as `--annotated-s` says. boxes: rows x0, y0,
     x1, y1 as fractions of the picture and the annotator's index; an empty list says that nothing in the picture sounds,
-    None that nobody looked.
+    None that nobody looked. as_published: the boxes are those of a published set and are kept even where they have no
+    area or leave the picture. mask: a picture of the truth; mask_above: its values above this are truth, None: its
+    grey levels say how much.
     """
 
     clip_id: str
@@ -33,11 +40,18 @@ class SourceClip:
     video: str | None = None
     image: str | None = None
     audio: str | None = None
+    image_key: str | None = None
+    audio_key: str | None = None
+    spectrogram: str | None = None
+    flow_x: str | None = None
+    flow_y: str | None = None
     start_s: float = 0.0
     duration_s: float | None = None
     annotated_s: float | None = None
     boxes: list[list[float]] | None = None
+    as_published: bool = False
     mask: str | None = None
+    mask_above: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -48,6 +62,49 @@ class SourceClip:
 
 class LayoutConfig(ComponentConfig):
     """Base of every layout's `Config`; its fields are options of `python -m preprocess pack`."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A clip that will not be packed, known before any file is opened. reason: one of LEFT_OUT."""
+
+    clip_id: str
+    split: str
+    reason: str
+    detail: str
+
+
+LEFT_OUT = {
+    "missing": "listed or annotated, but no file of it in INPUT",
+    "no_sound": "a picture without a sound",
+    "no_picture": "a sound without a picture",
+    "duplicate": "a second file of one clip",
+}
+
+
+class Look:
+    """A glance at a folder, enough to tell layouts apart: the names in it and the first ones of its folders."""
+
+    def __init__(self, root: Path) -> None:
+        """Raises: UserError if `root` cannot be read."""
+        self.root = root
+        try:
+            entries = list(os.scandir(root)) if root.is_dir() else []
+            self.folders = {entry.name for entry in entries if entry.is_dir()}
+        except OSError as error:
+            raise UserError(f"cannot read {root}: {error.strerror}") from error
+        self.files = {entry.name for entry in entries} - self.folders
+
+    def names(self, folder: str) -> list[str]:
+        """Up to 64 names in a folder of `root`, hidden ones left out; none if there is no such folder."""
+        if folder and folder.split("/")[0] not in self.folders or not (self.root / folder).is_dir():
+            return []
+        with os.scandir(self.root / folder) as entries:
+            return list(islice((entry.name for entry in entries if not entry.name.startswith(".")), 64))
+
+    def has(self, folder: str, *suffixes: str) -> bool:
+        """Whether a folder of `root` holds, as far as the glance goes, files with one of the suffixes."""
+        return any(name.lower().endswith(suffixes) for name in self.names(folder))
 
 
 class Layout(ABC):
@@ -62,10 +119,17 @@ class Layout(ABC):
         self.root = source.resolve()
         self.notes: list[str] = []
         """What a person should know about the input and that is no error; printed once."""
+        self.left_out: list[LeftOut] = []
+        """What is not packed of the input, and of a list that comes with it."""
 
     @abstractmethod
     def clips(self) -> list[SourceClip]:
         """All clips, with unique ids, in any order. Raises: UserError naming file and line."""
+
+    @classmethod
+    def recognise(cls, look: Look) -> str | None:
+        """Why a folder is of this layout, in words, or None if it is not."""
+        return None
 
 
 def inside(root: Path, text: str, where: str) -> str:
