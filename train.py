@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from configs.errors import UserError, run_command
 from configs.load import load_config, refuse_other_config
-from configs.run_record import Clock, RunRecord, environment
+from configs.run_record import Clock, RunRecord, environment, history_table
 from configs.schema import RunConfig
-from evaluate import autocast, choose_device, evaluate_sets
+from evaluate import ScoringStopped, autocast, choose_device, evaluate_sets
 from model.allocator import keep_freed_memory
 from model.base import Progress
 from model.build import build_objective
@@ -25,11 +24,13 @@ from model.checkpoint import (
     capture_rng,
     list_checkpoints,
     load_checkpoint,
+    refuse_not_finite,
     restore_model,
     restore_rng,
     save_checkpoint,
 )
 from model.optim import build_optimizer, learning_rate, set_learning_rate
+from model.running_loss import RunningLoss
 from pipeline.loader import Loader, build_loader
 from pipeline.store import Store, id_hash
 
@@ -39,7 +40,8 @@ FREE_ON_RESUME = (
     *("out", "evaluate", "data.loader", "data.store", "train.device", "train.max_steps", "train.cpu_threads"),
     *("train.log_every_steps", "train.keep_checkpoints", "train.checkpoint_every_steps"),
 )
-"""What may differ when a run goes on: nothing that moves its weights."""
+"""What may differ when a run goes on. Another loader, store, device or number of threads feeds the same clips with the
+same draws and moves the weights by rounding only; a store with another training list is refused."""
 
 
 def main(argv: list[str]) -> int:
@@ -62,7 +64,7 @@ class Training:
 
     def __init__(self, config: RunConfig, device: torch.device, *, resume: bool) -> None:
         assert config.out is not None
-        self.config, self.device = config, device
+        self.config, self.device, self.resume = config, device, resume
         torch.manual_seed(config.seed)
         found = list_checkpoints(config.out / "checkpoints") if resume else []
         checkpoint = load_checkpoint(found[-1]) if found else None
@@ -73,9 +75,17 @@ class Training:
         self.loader: Loader = build_loader(
             config.data, self.model.inputs, config.data.train_split, train=True, seed=config.seed, device=device
         )
+        try:
+            self.set_up(checkpoint, str(found[-1]) if found else "")
+        except BaseException:
+            self.loader.close()
+            raise
+
+    def set_up(self, checkpoint: Checkpoint | None, where: str) -> None:
+        """Everything that needs the loader. Raises: UserError."""
+        config, device = self.config, self.device
         self.steps_per_epoch = len(self.loader) // config.optim.accumulate
         if self.steps_per_epoch < 1:
-            self.loader.close()
             raise UserError(
                 f"split '{config.data.train_split}' of {config.data.store} has too few clips for one step of "
                 f"{config.data.batch_size} x {config.optim.accumulate} clips; lower data.batch_size"
@@ -88,28 +98,38 @@ class Training:
         self.optimizer = build_optimizer(config.optim, self.model.param_groups(), device)
         self.forward: Any = torch.compile(self.objective, fullgraph=True) if config.train.compile else self.objective
         self.step, self.history = 0, []
-        self.epoch_loss = [0.0, 0]  # sum and number of the batch losses of this epoch
+        self.loss = RunningLoss()
+        self.unscored: dict[str, Any] | None = None  # row of an epoch whose scores are still to come
         self.facts = gather_facts(config)
         if checkpoint:
-            self.restore(checkpoint, str(found[-1]))
-        self.record = RunRecord(config, self.facts, resume=resume)
+            self.restore(checkpoint, where)
+        self.record = RunRecord(config, self.facts, resume=self.resume, step=self.step)
         self.stop_signal: int | None = None
-        self.unchecked: list[tuple[list[str], torch.Tensor]] = []  # losses of the last steps, still on the device
 
     def restore(self, checkpoint: Checkpoint, where: str) -> None:
+        was, now = checkpoint.record.get("train_id_hash"), self.facts.get("train_id_hash")
+        if was != now:
+            raise UserError(
+                f"{where} was trained on the list {was}, split '{self.config.data.train_split}' of "
+                f"{self.config.data.store} is the list {now}: a run goes on with its own clips only"
+            )
         restore_model(self.model, checkpoint.model, where)
         self.optimizer.load_state_dict(checkpoint.optimizer)
         self.loader.load_state_dict(checkpoint.loader)
         restore_rng(checkpoint.rng)
         self.step, self.history = checkpoint.step, checkpoint.history
-        self.epoch_loss = list(checkpoint.record["epoch_loss"])
+        self.loss.epoch = list(checkpoint.record["epoch_loss"])
+        self.unscored = checkpoint.record["unscored"]
+        if self.unscored and self.history and self.history[-1]["step"] == self.step:
+            self.unscored = self.history[-1]
 
     def __enter__(self) -> "Training":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self.ask_to_stop)
+        self.heard = {number: signal.signal(number, self.ask_to_stop) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *exc: object) -> None:
+        for number, handler in self.heard.items():
+            signal.signal(number, handler)
         self.loader.close()
         self.record.close()
 
@@ -129,23 +149,25 @@ class Training:
             f"{config.model.name}: {parameters / 1e6:.1f} M trainable parameters, {self.total_steps} steps of "
             f"{config.data.batch_size * config.optim.accumulate} clips on {self.device}, run folder {config.out}"
         )
-        if self.step >= self.last_step:
+        if self.unscored:
+            self.score_epoch()
+        elif self.step >= self.last_step:
             console.print(f"already finished: {self.step} of {self.last_step} steps")
             return 0
-        if self.step:
+        if self.step and self.step < self.last_step:
             console.print(f"going on at step {self.step} of {self.total_steps}")
-        while self.step < self.last_step:
+        while self.step < self.last_step and self.stop_signal is None:
             before = self.step
             self.train_epoch()
-            complete = self.step == self.last_step or (self.step > before and self.step % self.steps_per_epoch == 0)
-            if complete:  # a signal in an epoch's last step must not leave a loader that has nothing more to give
+            if self.step == self.last_step or (self.step > before and self.step % self.steps_per_epoch == 0):
                 self.finish_epoch()
-            if self.stop_signal is not None and self.step < self.last_step:
-                if not complete:
-                    self.save()
-                console.print(f"stopped by signal {self.stop_signal} after step {self.step}; go on with --resume")
-                return 128 + self.stop_signal
-        self.print_history()
+            elif self.step > before:
+                self.save()
+        if self.stop_signal is not None and (self.step < self.last_step or self.unscored):
+            console.print(f"stopped by signal {self.stop_signal} after step {self.step}; go on with --resume")
+            return 128 + self.stop_signal
+        console.print(history_table(str(config.out), self.history))
+        console.print(f"score and picture it: python evaluate.py {config.out}")
         return 0
 
     def train_epoch(self) -> None:
@@ -167,7 +189,7 @@ class Training:
                 with autocast(config, self.device):
                     losses = self.forward(batch, weights)
                 (losses.total / accumulate).backward()
-                self.unchecked.append((batch.clip_id, losses.total.detach()))
+                self.loss.add(batch.clip_id, losses.total)
                 terms = losses.terms
             if config.optim.clip_norm:
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip_norm)
@@ -181,28 +203,8 @@ class Training:
             if every and self.step % every == 0 and self.step < boundary:
                 self.save()
 
-    def check_finite(self) -> float:
-        """The mean loss since the last check, which is now and then, so that no step waits for the device."""
-        if not self.unchecked:
-            return math.nan
-        values = torch.stack([total for _, total in self.unchecked]).float().cpu()
-        for (clip_ids, _), value in zip(self.unchecked, values.tolist()):
-            if not math.isfinite(value):
-                (self.record.folder / "not_finite.txt").write_text("\n".join(clip_ids) + "\n")
-                raise UserError(
-                    f"the loss became {value} shortly before step {self.step}. The clips of that batch are in "
-                    f"{self.record.folder / 'not_finite.txt'}: {', '.join(clip_ids[:5])}, ... Lower optim.lr, set "
-                    "optim.clip_norm, or go on from the last checkpoint with --resume"
-                )
-        self.unchecked.clear()
-        # One by one, so that the sum does not depend on where the run was interrupted.
-        for value in values.tolist():
-            self.epoch_loss[0] += value
-            self.epoch_loss[1] += 1
-        return float(values.mean())
-
     def log_interval(self, clock: "Clock", terms: dict[str, torch.Tensor]) -> None:
-        total = self.check_finite()
+        total = self.loss.check(self.step, self.record.folder)
         values: dict[str, Any] = {
             "epoch": round(self.progress.epoch, 3),
             "loss": total,
@@ -221,49 +223,60 @@ class Training:
         )
 
     def finish_epoch(self) -> None:
-        """Evaluate if it is time, write the history line, go to the next epoch, save."""
+        """Go to the next epoch, save, and score if it is time."""
         config = self.config
         epoch = math.ceil(self.step / self.steps_per_epoch)
-        last = self.step >= self.last_step
-        self.check_finite()
-        total, count = self.epoch_loss
-        row: dict[str, Any] = {"epoch": epoch, "step": self.step, "loss": total / max(1, count)}
-        every = config.train.evaluate_every_epochs
-        if config.evaluate.sets and (last or (every and epoch % every == 0)):
-            for name, table in evaluate_sets(self.model, config, self.device, blind=False).items():
-                row |= {f"{name}/{metric}": value for metric, value in table.scores.items()}
-        self.record.log("epoch", self.step, row)
-        console.print("  ".join(f"{key} {value:.4g}" for key, value in row.items()))
+        self.loss.check(self.step, self.record.folder)
+        row: dict[str, Any] = {"epoch": epoch, "step": self.step, "loss": self.loss.epoch_mean}
         if self.step % self.steps_per_epoch == 0:  # else max_steps ended the run inside an epoch, and it may go on
             self.history.append(row)
-            self.epoch_loss = [0.0, 0]
+            self.loss.epoch = [0.0, 0]
             self.loader.set_epoch(epoch)
-        self.save(finished=self.step >= self.total_steps)
+        every = config.train.evaluate_every_epochs
+        if config.evaluate.sets and (self.step == self.last_step or (every and epoch % every == 0)):
+            self.unscored = row
+            self.save()  # whatever scoring meets, the epoch is not lost
+            self.score_epoch()
+        else:
+            self.save()
+            self.record_epoch(row)
 
-    def save(self, *, finished: bool = False) -> None:
-        self.check_finite()
+    def score_epoch(self) -> None:
+        """Complete the row of the epoch that awaits its scores; a signal leaves it to --resume."""
+        row, stop = self.unscored, lambda: self.stop_signal is not None
+        assert row is not None
+        try:
+            tables = evaluate_sets(self.model, self.config, self.device, blind=False, stop=stop)
+        except ScoringStopped:
+            return
+        for name, table in tables.items():
+            row |= {f"{name}/{metric}": value for metric, value in table.scores.items()}
+        self.unscored = None
+        self.save()
+        self.record_epoch(row)
+
+    def record_epoch(self, row: dict[str, Any]) -> None:
+        """After the checkpoint that holds it, so that a run that goes on from there writes no row twice."""
+        self.record.log("epoch", self.step, row)
+        console.print("  ".join(f"{key} {value:.4g}" for key, value in row.items()))
+
+    def save(self) -> None:
+        self.loss.check(self.step, self.record.folder)
+        state = self.model.state_dict()
+        refuse_not_finite(state, self.step)
+        progress = {"epoch_loss": self.loss.epoch, "unscored": self.unscored}
+        progress["finished"] = self.step >= self.total_steps and not self.unscored
         checkpoint = Checkpoint(
             config=self.config,
-            model=self.model.state_dict(),
+            model=state,
             optimizer=self.optimizer.state_dict(),
             step=self.step,
             loader=self.loader.state_dict(),
             rng=capture_rng(),
-            record={**self.facts, "finished": finished, "selection": "last epoch", "epoch_loss": self.epoch_loss},
+            record={**self.facts, "selection": "last epoch", **progress},
             history=self.history,
         )
         save_checkpoint(self.record.checkpoints, checkpoint, self.config.train.keep_checkpoints)
-
-    def print_history(self) -> None:
-        """The table of the run: one row an epoch."""
-        table = Table(title=f"{self.config.out}: one row an epoch")
-        columns = list(dict.fromkeys(key for row in self.history for key in row))
-        for column in columns:
-            table.add_column(column.replace("/", "\n"), justify="right")
-        for row in self.history:
-            table.add_row(*(f"{row[key]:.4g}" if key in row else "" for key in columns))
-        console.print(table)
-        console.print(f"score and picture it: python evaluate.py {self.config.out}")
 
 
 def gather_facts(config: RunConfig) -> dict[str, Any]:

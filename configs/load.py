@@ -173,6 +173,9 @@ def refuse_other_config(config: RunConfig, old: RunConfig, *, free: Sequence[str
         for key, (was, now) in _pairs(as_mapping(old), as_mapping(config), "").items()
         if was != now and not any(key == name or key.startswith(f"{name}.") for name in free)
     ]
+    was, now = list(old.data.augment), list(config.data.augment)
+    if was != now and set(was) == set(now):  # they are applied in this order
+        differing.append(f"data.augment: in the order {', '.join(was)} in the checkpoint, {', '.join(now)} now")
     if differing:
         raise UserError(
             "\n  ".join([f"{where} was trained with another config and cannot go on with this one:", *differing])

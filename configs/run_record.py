@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from rich.table import Table
 
 from configs.errors import UserError
 from configs.load import as_yaml
@@ -43,7 +46,7 @@ def commit() -> str | None:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores and accelerator, without host names."""
+    """Processor, cores that this process may use, torch's threads, and accelerator; no host names."""
     import torch  # here: the record is read by commands that need no torch
 
     model = platform.processor() or platform.machine()
@@ -54,14 +57,18 @@ def hardware() -> dict[str, Any]:
         ]
         model = names[0] if names else model
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-    return {"cpu": model, "cores": torch.get_num_threads(), "gpu": gpu}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"cpu": model, "cores": cores, "threads": torch.get_num_threads(), "gpu": gpu}
 
 
 class RunRecord:
     """A run folder: `config.yaml`, `record.json`, `log.jsonl`, `checkpoints/`, and tensorboard's files."""
 
-    def __init__(self, config: RunConfig, facts: dict[str, Any], *, resume: bool) -> None:
-        """Raises: UserError if the folder holds another run and `resume` is not asked for, or cannot be written."""
+    def __init__(self, config: RunConfig, facts: dict[str, Any], *, resume: bool, step: int = 0) -> None:
+        """step: where the run goes on; what the log says of later steps, which will be taken again, is cut off.
+
+        Raises: UserError if the folder holds another run and `resume` is not asked for, or cannot be written.
+        """
         assert config.out is not None
         self.folder = config.out
         self.checkpoints = self.folder / "checkpoints"
@@ -74,12 +81,22 @@ class RunRecord:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             (self.folder / "config.yaml").write_text(as_yaml(config), encoding="utf-8")
             (self.folder / "record.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+            self._cut_log(step)
             self._log = open(self.folder / "log.jsonl", "a", encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write the run folder {self.folder}: {error.strerror}") from error
         from torch.utils.tensorboard import SummaryWriter
 
-        self._board = SummaryWriter(str(self.folder / "tensorboard"))
+        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def _cut_log(self, step: int) -> None:
+        log = self.folder / "log.jsonl"
+        if log.is_file():
+            lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            shorter = self.folder / ".log.jsonl.tmp"
+            shorter.write_text("".join(kept), encoding="utf-8")
+            shorter.replace(log)
 
     def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """One line of the log, and its numbers as curves named `kind/key`."""
@@ -92,6 +109,17 @@ class RunRecord:
     def close(self) -> None:
         self._log.close()
         self._board.close()
+
+
+def history_table(title: str, history: list[dict[str, Any]]) -> Table:
+    """One row an epoch, one column a number."""
+    table = Table(title=f"{title}: one row an epoch")
+    columns = list(dict.fromkeys(key for row in history for key in row))
+    for column in columns:
+        table.add_column(column.replace("/", "\n"), justify="right")
+    for row in history:
+        table.add_row(*(f"{row[key]:.4g}" if key in row else "" for key in columns))
+    return table
 
 
 def environment() -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +66,11 @@ def write_atomically(path: Path, write: Any) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"cannot write {path}: {reason}; what was there before is untouched") from error
+    finally:
         temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; what was there before is untouched"
-        ) from error
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -82,6 +82,18 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     for old in list_checkpoints(folder)[:-keep]:
         old.unlink(missing_ok=True)
     return path
+
+
+def refuse_not_finite(state: dict[str, Any], step: int) -> None:
+    """Raises: UserError naming the tensors of a state dict that hold NaN or infinity. One wait for the device."""
+    names = [name for name, value in state.items() if torch.is_tensor(value) and value.is_floating_point()]
+    finite = torch.stack([state[name].isfinite().all() for name in names]).cpu()
+    if not finite.all():
+        broken = [name for name, fine in zip(names, finite.tolist()) if not fine]
+        raise UserError(
+            f"{len(broken)} of {len(names)} tensors hold NaN or infinity after step {step} ({', '.join(broken[:3])}): "
+            "they are not saved. Lower optim.lr, set optim.clip_norm, or go on from the last checkpoint with --resume"
+        )
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -112,6 +124,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if values.get("version") != VERSION:
         raise UserError(f"{path} is a checkpoint of version {values.get('version')}; this code reads version {VERSION}")
     values = {key: value for key, value in values.items() if key not in ("format", "version")}
+    expected = {item.name for item in fields(Checkpoint)}
+    if set(values) != expected:
+        differing = ", ".join(sorted(expected ^ set(values)))
+        raise UserError(f"{path} is a damaged checkpoint: these entries are missing or unknown: {differing}")
     values["config"] = check(RunConfig, values["config"], f"the config inside {path}")
     return Checkpoint(**values)
 

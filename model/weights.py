@@ -4,7 +4,6 @@ import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +38,7 @@ def read_weights(source: str, imagenet: Callable[..., Any]) -> dict[str, Tensor]
         return read_tensors(Path(source))
     try:
         return imagenet(progress=False, check_hash=True, weights_only=True)
-    except (URLError, TimeoutError, ConnectionError) as error:
+    except (OSError, RuntimeError) as error:  # no connection, no room, or a file with another checksum
         raise UserError(
             f"cannot download the ImageNet weights ({error}). Fetch the file on a machine with a connection and set "
             "weights to its path, or set weights=none to start from scratch"

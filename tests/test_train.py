@@ -1,6 +1,8 @@
 """train.py as a user runs it: real store, real loader, real files."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +14,12 @@ import torch
 
 import train
 from configs.errors import UserError
+from configs.load import load_frontend
 from model.checkpoint import load_checkpoint
+from preprocess.engines.local import Local
+from preprocess.layouts.manifest import Manifest
+from preprocess.options import PackConfig
+from preprocess.writer import pack
 
 ROOT = Path(__file__).parents[1]
 
@@ -80,6 +87,81 @@ def test_a_resumed_run_equals_an_uninterrupted_one(run, loader: str, stop: int):
     whole = run("whole", loader=loader)
     run("parts", f"train.max_steps={stop}", loader=loader)
     same(whole, run("parts", loader=loader, resume=True))
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, method: str) -> None:
+    """Send this process SIGTERM when a run comes to `method` at a step."""
+    before = getattr(train.Training, method)
+
+    def signalled(training: train.Training, *arguments) -> None:
+        if training.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        before(training, *arguments)
+
+    monkeypatch.setattr(train.Training, method, signalled)
+
+
+@pytest.mark.parametrize("method", ["log_interval", "score_epoch"])
+@pytest.mark.parametrize("step", [4, 8], ids=["last of an epoch", "last of the run"])
+def test_a_signal_in_a_last_step_loses_nothing(run, monkeypatch: pytest.MonkeyPatch, step: int, method: str):
+    whole = run("whole")
+    with monkeypatch.context() as patched:
+        stop_at(patched, step, method)
+        with pytest.raises(AssertionError, match="assert 143 == 0"):
+            run("parts")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    same(whole, run("parts", resume=True))
+
+
+def test_the_log_of_a_resumed_run_has_every_step_once(run, tmp_path: Path):
+    run("run", "train.max_steps=5", "train.checkpoint_every_steps=3", "train.keep_checkpoints=9")
+    (tmp_path / "run" / "checkpoints" / "step-00000005.pt").unlink()  # as after a kill: logged, but not saved
+    run("run", resume=True)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 9))
+
+
+def test_scoring_that_fails_loses_no_epoch(run, tmp_path: Path, packed_store: Path):
+    """The store of the test split is gone when the first epoch ends; later it is back."""
+    copy = tmp_path / "copy"
+    shutil.copytree(packed_store, copy)
+    data = copy / "shard-00000" / "data.mdb"
+    whole = run("whole")
+    with pytest.MonkeyPatch.context() as patched:
+        before = train.Training.score_epoch
+
+        def without_store(training: train.Training) -> None:
+            data.rename(data.with_suffix(".away"))
+            before(training)
+
+        patched.setattr(train.Training, "score_epoch", without_store)
+        with pytest.raises(UserError, match="is missing"):
+            run("parts", f"data.store={copy}")
+    data.with_suffix(".away").rename(data)
+    same(whole, run("parts", resume=True))
+
+
+def test_another_training_list_is_refused(run, packed_clips: Path, tmp_path: Path):
+    run("run", "train.max_steps=2")
+    with pytest.raises(UserError, match=r"was trained on the list .* goes on with its own clips only"):
+        run("run", f"data.store={smaller_store(packed_clips, tmp_path)}", resume=True)
+
+
+def smaller_store(packed_clips: Path, tmp_path: Path) -> Path:
+    lines = (packed_clips / "manifest.jsonl").read_text().splitlines()
+    (packed_clips / "fewer.jsonl").write_text("\n".join(line for line in lines if "clip_03" not in line) + "\n")
+    layout = Manifest(Manifest.Config(name="manifest"), packed_clips / "fewer.jsonl")
+    config = PackConfig(frontends=(load_frontend("logmel64"),))
+    pack(layout, tmp_path / "fewer", config, Local(Local.Config(name="local", workers=0)), dataset="fewer")
+    return tmp_path / "fewer"
+
+
+def test_weights_that_are_not_finite_are_not_saved(run, tmp_path: Path):
+    # The first loss is finite, but the step that follows is beyond float32.
+    with pytest.raises(UserError, match=r"tensors hold NaN or infinity after step 1"):
+        run("run", "optim={name: sgd, lr: 1e38, schedule: constant, warmup_share: 0.0}", "train.max_steps=1",
+            "model.losses.max_mil.weight=1e6")  # fmt: skip
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
 def test_the_loader_does_not_change_the_curve(run):

@@ -1,5 +1,7 @@
 """Checkpoints: whole or not there, and clear about what does not fit."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,8 @@ from model.checkpoint import (
     save_checkpoint,
     write_atomically,
 )
+
+ROOT = Path(__file__).parents[2]
 
 
 def checkpoint(step: int) -> Checkpoint:
@@ -68,6 +72,28 @@ def test_an_unfinished_file_does_not_count(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.pt"]
 
 
+def test_a_full_disk_keeps_what_was_there(tmp_path: Path):
+    """A real limit on the size of files, in a process of its own: torch.save fails half way through."""
+    save_checkpoint(tmp_path, checkpoint(1), keep=2)
+    script = f"""
+import resource, torch
+from pathlib import Path
+from model.checkpoint import load_checkpoint, save_checkpoint
+from configs.errors import UserError
+old = load_checkpoint(Path({str(tmp_path)!r}))
+old.step, old.model = 2, {{"weight": torch.zeros(1_000_000)}}
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+try:
+    save_checkpoint(Path({str(tmp_path)!r}), old, keep=2)
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert "what was there before is untouched" in done.stdout, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.pt"]
+    assert load_checkpoint(tmp_path).step == 1
+
+
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="no checkpoint at"):
         load_checkpoint(tmp_path / "gone.pt")
@@ -76,6 +102,9 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path):
     torch.save({"weight": torch.zeros(1)}, tmp_path / "foreign.pt")
     with pytest.raises(UserError, match="not a checkpoint of this project"):
         load_checkpoint(tmp_path / "foreign.pt")
+    torch.save({"format": "whence-checkpoint", "version": 1, "step": 3}, tmp_path / "half.pt")
+    with pytest.raises(UserError, match="missing or unknown: config, history"):
+        load_checkpoint(tmp_path / "half.pt")
     path = save_checkpoint(tmp_path, checkpoint(3), keep=1)
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(UserError, match="damaged"):
