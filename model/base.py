@@ -45,6 +45,12 @@ class LocalizationModel(nn.Module, ABC):
     inputs: InputSpec = InputSpec()
     outputs: frozenset[str]
     """Names that `forward` returns; what the losses need is checked against them at start."""
+    published_names: ClassVar[dict[str, str]] = {}
+    """Beginnings of names in the authors' state dict and ours; the longest that fits is replaced, both ways."""
+    published_unused: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of names in the authors' state dict that nothing uses."""
+    published_absent: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of our names that the authors' files need not have, as no map needs them."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()

@@ -1,8 +1,14 @@
 """Attention of picture features whose keys come from another map of the same size, as optical flow."""
 
 import math
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+from configs.resolve import resolve
+from model.similarity import widen
 
 
 class CrossAttention(nn.Module):
@@ -31,3 +37,22 @@ class CrossAttention(nn.Module):
         """(B, channels, h, w): the mixtures, without `x` itself."""
         value = self.value(x).flatten(2)
         return (value @ self.weights(x, keys).transpose(1, 2)).view_as(x)
+
+    def attend(self, x: Tensor, keys: Tensor | None) -> Tensor:
+        """(B, channels, h, w), unit length over the channels: `x` plus its mixtures; without keys, `x` gives its own.
+
+        In at least float32, under autocast too: little work, whose softmax over cells feels every rounding.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            x = widen(x)
+            return functional.normalize(x + self(x, x if keys is None else widen(keys)), dim=1)
+
+
+def build_flow_encoder(config: Any) -> Any:
+    """The encoder of optical flow. The authors exchange the stem of the ImageNet network for one of two channels: it
+    is the one layer that starts as torch's default.
+    """
+    encoder = resolve("model.encoders", config.name)(config)
+    if config.name == "resnet" and config.weights == "imagenet" and config.in_channels != 3:
+        encoder.net.conv1.reset_parameters()
+    return encoder

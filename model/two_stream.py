@@ -1,6 +1,6 @@
 """One image and one audio encoder into one unit sphere: the network of LVS, which its followers keep."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -11,7 +11,7 @@ from configs.errors import UserError
 from configs.resolve import resolve
 from configs.schema import named
 from model.base import Localization, LocalizationModel, MethodConfig
-from model.similarity import own_pair_map
+from model.similarity import own_pair_map, widen
 from pipeline.batch import Batch
 
 
@@ -58,6 +58,12 @@ class TwoStream(LocalizationModel):
     """A 1x1 convolution on the image map and a linear layer on the pooled sound, or neither; the map is a cosine."""
 
     outputs = frozenset({"image_features", "audio_features"})
+    published_names: ClassVar[dict[str, str]] = {
+        "imgnet.": "image_encoder.net.",
+        "img_proj.": "image_projection.",
+        "audnet.": "audio_encoder.net.",
+        "aud_proj.": "audio_projection.",
+    }
 
     def __init__(self, config: Any) -> None:
         """Raises: UserError if there are no projections and the encoders differ in size."""
@@ -85,8 +91,8 @@ class TwoStream(LocalizationModel):
         image = self.image_projection(self.image_dropout(self.image_encoder(batch.image)))
         sound = self.audio_projection(self.audio_dropout(hear(self.audio_encoder, batch.spectrogram)))
         return {
-            "image_features": functional.normalize(image, dim=1),
-            "audio_features": functional.normalize(sound, dim=1),
+            "image_features": functional.normalize(widen(image), dim=1),
+            "audio_features": functional.normalize(widen(sound), dim=1),
         }
 
     def localize(self, batch: Batch) -> Localization:

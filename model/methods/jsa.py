@@ -88,10 +88,6 @@ class JSA(LocalizationModel):
         "aud_decoder.pos_emb.row_embed.weight": "audio_decoder.rows",
         "aud_decoder.pos_emb.col_embed.weight": "audio_decoder.columns",
     }
-    """Prefixes of the authors' state dict and ours; the longest one that fits a name counts, in both directions."""
-
-    published_unused: ClassVar[tuple[str, ...]] = ()
-    """Prefixes of what the authors' networks hold and never use: nothing."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)

@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from configs.schema import named, named_parts
+from model.published import LVS_NAMES, LVS_UNUSED
 from model.two_stream import TwoStream, TwoStreamConfig
 
 
@@ -25,3 +26,6 @@ class LVS(TwoStream):
             "last_stride": 1,
         }
         losses: named_parts("model.losses") = {"trimap": {}}  # type: ignore[valid-type]
+
+    published_names = LVS_NAMES
+    published_unused = LVS_UNUSED

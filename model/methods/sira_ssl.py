@@ -5,13 +5,12 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from configs.resolve import resolve
 from configs.schema import named, named_parts
 from model.base import Localization, LocalizationModel, MethodConfig
-from model.cross_attention import CrossAttention
+from model.cross_attention import CrossAttention, build_flow_encoder
 from model.similarity import own_pair_map, widen
 from model.two_stream import build_encoders, start_audio_norms
 from pipeline.batch import Batch, InputSpec
@@ -28,10 +27,10 @@ class SIRASSL(LocalizationModel):
     In training the gate and the mask are brought to 0 .. 1 over the whole batch, as published, or for each clip;
     `localize` does it for each clip, which is what the authors' test at batch size 1 does.
 
-    With `flow`, the keys of the attention come from an encoder of optical flow, `Batch.flow`: (B, 2, H, W), x first, as
-    the authors' grey pictures in 0 .. 1, that is displacement in px / 255, negative ones 0. Without it, which is the
-    default while the loaders give no flow, the keys come from the attended features themselves and nothing else
-    changes: our choice, as the paper's figure shows no flow and its code no other variant.
+    With `flow`, the keys of the attention come from an encoder of optical flow, `Batch.flow`; the authors' is x first,
+    displacement in px / 255, negative ones 0 (a store with the encoding "published"). Without it, the keys come from
+    the attended features themselves and nothing else changes: our choice, as the paper's figure shows no flow and its
+    code no other variant.
     Source: Um, Kim, Kim, "Audio-Visual Spatial Integration and Recursive Attention for Robust Sound Source
     Localization", ACM MM 2023 (arXiv 2308.06087), in the form of the authors' code (commit 41aa1f1), which gives every
     number below. The figure weighs the three maps; the code adds them. Their maxpool variant of the flow is not built.
@@ -39,7 +38,7 @@ class SIRASSL(LocalizationModel):
 
     class Config(MethodConfig):
         flow: bool = Field(
-            False, description="keys of the attention from optical flow, as published; else: own features"
+            True, description="keys of the attention from optical flow, as published; else: own features"
         )
         image_encoder: named("model.encoders") = {  # type: ignore[valid-type]
             "name": "resnet",
@@ -89,9 +88,6 @@ class SIRASSL(LocalizationModel):
             for part in ("query", "key", "value")
         },
     }
-    """Beginnings of names in the authors' state dict and ours; the longest that fits is replaced, both ways."""
-    published_unused: ClassVar[tuple[str, ...]] = ()
-    """Beginnings of names in the authors' state dict that nothing uses: none."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -100,19 +96,12 @@ class SIRASSL(LocalizationModel):
         channels = key_channels = self.image_encoder.channels
         if config.flow:
             self.inputs = InputSpec(fields=frozenset({"image", "spectrogram", "flow"}))
-            self.flow_encoder = resolve("model.encoders", config.flow_encoder.name)(config.flow_encoder)
-            self._start_flow_stem()
+            self.flow_encoder = build_flow_encoder(config.flow_encoder)
             key_channels = self.flow_encoder.channels
         self.visual_attention = CrossAttention(channels, key_channels, config.key_dim)
         # They start equal and are trained apart.
         self.gated_attention = copy.deepcopy(self.visual_attention)
         self.recursive_attention = copy.deepcopy(self.visual_attention)
-
-    def _start_flow_stem(self) -> None:
-        """The authors exchange the stem of the ImageNet network: the one layer that starts as torch's default."""
-        encoder: Any = self.config.flow_encoder
-        if encoder.name == "resnet" and encoder.weights == "imagenet" and encoder.in_channels != 3:
-            self.flow_encoder.net.conv1.reset_parameters()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Features of every clip.
@@ -128,7 +117,7 @@ class SIRASSL(LocalizationModel):
         found = self._look(batch, "clip")
         weights = self.config.map_weights
         maps = {
-            name: own_pair_map(found[features], found["audio_features"]).float()
+            name: own_pair_map(found[features], found["audio_features"])
             for name, features in (
                 ("visual", "image_features"),
                 ("gated", "gated_features"),
@@ -158,31 +147,22 @@ class SIRASSL(LocalizationModel):
         # The encoders are nearly all of the work; what is between them feels every rounding.
         with torch.autocast(image.device.type, enabled=False):
             image, sound = widen(image), widen(sound)
-            flow = None if flow is None else widen(flow)
             heard = functional.normalize(sound.amax(dim=(2, 3)), dim=1)
             grid = functional.interpolate(sound, image.shape[2:], mode="bilinear", align_corners=False)
             gated = image + image * _to_unit_range(grid, over)
-            visual_features = _attend(self.visual_attention, image, flow)
-            gated_features = _attend(self.gated_attention, gated, flow)
+            visual_features = self.visual_attention.attend(image, flow)
+            gated_features = self.gated_attention.attend(gated, flow)
             maps = own_pair_map(visual_features, heard) + own_pair_map(gated_features, heard)
             masked = picture * self.mask(maps, picture.shape[2:], over)
         second = self.image_encoder(masked)
-        with torch.autocast(image.device.type, enabled=False):
-            second = widen(second)
-            recursive_features = _attend(self.recursive_attention, second, flow)
         return {
             "image_features": visual_features,
             "gated_features": gated_features,
-            "recursive_features": recursive_features,
+            "recursive_features": self.recursive_attention.attend(second, flow),
             "audio_features": heard,
-            "second_look": second,
+            "second_look": widen(second),
             "audio_grid": grid,
         }
-
-
-def _attend(attention: nn.Module, x: Tensor, keys: Tensor | None) -> Tensor:
-    """(B, D, h, w), unit length over D: the features plus what they attend to."""
-    return functional.normalize(x + attention(x, x if keys is None else keys), dim=1)
 
 
 def _to_unit_range(values: Tensor, over: str) -> Tensor:

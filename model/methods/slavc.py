@@ -1,7 +1,7 @@
 """SLAVC: separate features for which sound it is and where it is, taught by slow copies of the network."""
 
 from copy import deepcopy
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -11,7 +11,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from configs.schema import named_parts
 from model.base import Localization, LocalizationModel, Progress
-from model.similarity import own_pair_map
+from model.similarity import own_pair_map, widen
 from model.two_stream import TwoStreamConfig, build_encoders, hear, start_audio_norms, start_projection
 from pipeline.batch import Batch
 
@@ -40,6 +40,18 @@ class SLAVC(LocalizationModel):
         for modality in ("image", "audio")
         for head in ("which", "where")
     )
+    published_names: ClassVar[dict[str, str]] = {
+        f"{theirs}{part}.": f"{ours}.{place}."
+        for theirs, ours in (("", "trained"), ("momentum_", "slow"))
+        for part, place in (
+            ("imgnet", "image_encoder.net"),
+            ("img_proj1", "image_heads.which"),
+            ("img_proj2", "image_heads.where"),
+            ("audnet", "audio_encoder.net"),
+            ("aud_proj1", "audio_heads.which"),
+            ("aud_proj2", "audio_heads.where"),
+        )
+    }
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -84,7 +96,7 @@ class _Network(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         image = self.image_dropout(self.image_encoder(batch.image))
         sound = self.audio_dropout(hear(self.audio_encoder, batch.spectrogram))
-        return {
-            **{f"image_{name}": functional.normalize(head(image), dim=1) for name, head in self.image_heads.items()},
-            **{f"audio_{name}": functional.normalize(head(sound), dim=1) for name, head in self.audio_heads.items()},
-        }
+        found: dict[str, Tensor] = {}
+        for modality, heads, x in (("image", self.image_heads, image), ("audio", self.audio_heads, sound)):
+            found |= {f"{modality}_{name}": functional.normalize(widen(head(x)), dim=1) for name, head in heads.items()}
+        return found

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from configs.schema import named, named_parts
 from model.base import Localization, LocalizationModel, MethodConfig
+from model.published import LVS_NAMES, LVS_UNUSED
 from model.similarity import own_pair_map, widen
 from model.two_stream import build_encoders, hear
 from pipeline.batch import Batch
@@ -68,23 +69,11 @@ class VCS(LocalizationModel):
     )
 
     published_names: ClassVar[dict[str, str]] = {
-        "imgnet.": "image_encoder.net.",
-        "audnet.": "audio_encoder.net.",
-        "audnet.conv1_a.": "audio_encoder.net.conv1.",
+        **LVS_NAMES,
         "gluenet.conv_proj.": "region_projection.",
         "scale": "scale",
     }
-    """Beginnings of names in the authors' state dict and ours; the longest that fits is replaced, both ways."""
-
-    published_unused: ClassVar[tuple[str, ...]] = (
-        "imgnet.conv1_a.",
-        "imgnet.conv1_flow.",
-        "imgnet.fc.",
-        "audnet.conv1.",
-        "audnet.conv1_flow.",
-        "audnet.fc.",
-    )
-    """Beginnings of names in the authors' state dict that nothing uses: stems of other inputs, and classifiers."""
+    published_unused = LVS_UNUSED
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)

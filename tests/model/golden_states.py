@@ -1,14 +1,18 @@
-"""Weights and inputs of the golden cases of VCS and SIRA-SSL, made again from their rules: no file holds them.
+"""Weights and inputs of the golden cases, made again from their rules: no file holds them.
 
 Every entry of a state has its own generator, seeded with the checksum of its published name.
 """
 
 import zlib
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from model.base import LocalizationModel
+from model.published import load_published, published_name
+from model.standardise import IMAGENET
+from pipeline.batch import Batch
 
 
 def checksum(array: np.ndarray) -> int:
@@ -17,20 +21,6 @@ def checksum(array: np.ndarray) -> int:
 
 def generator(seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(seed))
-
-
-def published_key(key: str, names: dict[str, str]) -> str:
-    """The authors' name of an entry of our state dict."""
-    theirs, ours = max(
-        ((theirs, ours) for theirs, ours in names.items() if key.startswith(ours)), key=lambda pair: len(pair[1])
-    )
-    return theirs + key[len(ours) :]
-
-
-def our_key(key: str, names: dict[str, str]) -> str:
-    """Our name of an entry of the authors' state dict."""
-    theirs = max((theirs for theirs in names if key.startswith(theirs)), key=len)
-    return names[theirs] + key[len(theirs) :]
 
 
 def drawn(name: str, shape: tuple[int, ...]) -> Tensor:
@@ -54,18 +44,24 @@ def drawn(name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(value.astype(np.float32))
 
 
-def load_drawn(model: nn.Module, unused: dict[str, tuple[int, ...]]) -> list[str]:
+def load_drawn(model: LocalizationModel, unused: dict[str, tuple[int, ...]]) -> list[str]:
     """Put the golden weights into a method, by way of a state dict in the authors' names. Returns those names.
 
     unused: further names and shapes of the authors' state dict, which the method must know and drop.
     """
-    names: dict[str, str] = model.published_names  # type: ignore[assignment]
-    skipped: Any = model.published_unused
-    shapes = {published_key(key, names): tuple(value.shape) for key, value in model.state_dict().items()} | unused
-    published = {name: drawn(name, shape) for name, shape in shapes.items()}
-    kept = {our_key(name, names): value for name, value in published.items() if not name.startswith(skipped)}
-    model.load_state_dict(kept, strict=True)
+    published = drawn_state(model, unused)
+    assert set(load_published(model, published, drop=(), where="the golden state")) == set(unused)
     return sorted(published)
+
+
+def drawn_state(model: LocalizationModel, unused: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The golden weights as a state dict in the authors' names."""
+    shapes = {
+        published_name(model, key): tuple(value.shape)
+        for key, value in model.state_dict().items()
+        if not key.startswith(model.published_absent)
+    }
+    return {name: drawn(name, shape) for name, shape in (shapes | unused).items()}
 
 
 def smooth(rng: np.random.Generator, lead: tuple[int, ...], coarse: tuple[int, int], fine: tuple[int, int]):
@@ -79,6 +75,44 @@ def smooth(rng: np.random.Generator, lead: tuple[int, ...], coarse: tuple[int, i
         share = share[:, None] if axis == -2 else share
         values = np.take(values, low, axis=axis) * (1.0 - share) + np.take(values, low + 1, axis=axis) * share
     return values
+
+
+def plane_waves(seed: int, shape: tuple[int, int, int, int], scale: float, offset: float) -> Tensor:
+    """Half white noise and four plane waves in every channel."""
+    rng = generator(seed)
+    b, c, h, w = shape
+    x = rng.standard_normal(shape) / 2
+    row, column = np.arange(h)[:, None] / h, np.arange(w)[None, :] / w
+    for plane in x.reshape(b * c, h, w):
+        for _ in range(4):
+            k_column, k_row = rng.integers(-6, 7, size=2)
+            height, phase = rng.uniform(0.2, 1.0), rng.uniform(0.0, 2 * np.pi)
+            plane += height * np.cos(2 * np.pi * (k_column * column + k_row * row) + phase)
+    return torch.from_numpy((scale * x + offset).astype(np.float32))
+
+
+def plane_wave_batch(image_seed: int, sound_seed: int, frames: int) -> Batch:
+    """Four clips; the rule's pictures are already standardised, which the encoder would do once more."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in IMAGENET)
+    return Batch(
+        clip_id=list("abcd"),
+        valid=torch.ones(4, dtype=torch.bool),
+        image=plane_waves(image_seed, (4, 3, 224, 224), 1.0, 0.0) * std + mean,
+        spectrogram=plane_waves(sound_seed, (4, 1, 257, frames), 0.35, -0.6),
+    )
+
+
+def smooth_photo(height: int, width: int, seed: int) -> np.ndarray:
+    """`(height, width, 3)` uint8 RGB: plane waves."""
+    rng = generator(seed)
+    row, column = np.arange(height)[:, None] / height, np.arange(width)[None, :] / width
+    frame = np.zeros((height, width, 3))
+    for channel in range(3):
+        for _ in range(12):
+            k_column, k_row = rng.integers(-40, 41, size=2)
+            size, phase = rng.uniform(2.0, 20.0), rng.uniform(0.0, 2 * np.pi)
+            frame[:, :, channel] += size * np.cos(2 * np.pi * (k_column * column + k_row * row) + phase)
+    return np.clip(np.round(frame + 128), 0, 255).astype(np.uint8)
 
 
 def pictures(rng: np.random.Generator, count: int, channels: int, noise: float) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from golden_states import generator, plane_wave_batch, smooth_photo
 from torch.nn.functional import interpolate, normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -43,10 +44,6 @@ def read(name: str) -> dict[str, np.ndarray]:
         return {key: arrays[key] for key in arrays.files}
 
 
-def generator(seed: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(seed))
-
-
 def recipe_entry(name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
     """One entry of the golden state: normal numbers from a stream that the entry's name seeds, scaled by its kind."""
     if kind == "counter":
@@ -62,31 +59,6 @@ def recipe_entry(name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
         "other": lambda: normal / 50,
     }
     return scaled[kind]().astype(np.float32)
-
-
-def waves(seed: int, shape: tuple[int, int, int, int], scale: float, offset: float) -> torch.Tensor:
-    """Half white noise and four plane waves in every channel."""
-    rng = generator(seed)
-    b, c, h, w = shape
-    x = rng.standard_normal(shape) / 2
-    row, column = np.arange(h)[:, None] / h, np.arange(w)[None, :] / w
-    for plane in x.reshape(b * c, h, w):
-        for _ in range(4):
-            k_column, k_row = rng.integers(-6, 7, size=2)
-            height, phase = rng.uniform(0.2, 1.0), rng.uniform(0.0, 2 * np.pi)
-            plane += height * np.cos(2 * np.pi * (k_column * column + k_row * row) + phase)
-    return torch.from_numpy((scale * x + offset).astype(np.float32))
-
-
-def given_batch(image_seed: int, sound_seed: int) -> Batch:
-    """Four clips; the recipe's pictures are already standardised, which the encoder would do once more."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    return Batch(
-        clip_id=list("abcd"),
-        valid=torch.ones(4, dtype=torch.bool),
-        image=waves(image_seed, (4, 3, 224, 224), 1.0, 0.0) * std + mean,
-        spectrogram=waves(sound_seed, (4, 1, 257, 501), 0.35, -0.6),
-    )
 
 
 def ours(name: str) -> str:
@@ -129,7 +101,7 @@ def state(golden: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def clips(golden: dict[str, np.ndarray]) -> Batch:
     image_seed, sound_seed, *_ = golden["seeds_image_spec_mask_img_mask_aud"].tolist()
-    return given_batch(image_seed, sound_seed)
+    return plane_wave_batch(image_seed, sound_seed, 501)
 
 
 @pytest.fixture(scope="module")
@@ -620,18 +592,8 @@ def test_golden_window(name: str, seconds: float):
 
 def test_golden_picture():
     """The whole frame squeezed into a square, as the test loader of the released code does with PIL."""
-    rng = generator(5)
-    row, column = np.arange(360)[:, None] / 360, np.arange(640)[None, :] / 640
-    frame = np.zeros((360, 640, 3))
-    for channel in range(3):
-        for _ in range(12):
-            k_column, k_row = rng.integers(-40, 41, size=2)
-            height, phase = rng.uniform(2.0, 20.0), rng.uniform(0.0, 2 * np.pi)
-            frame[:, :, channel] += height * np.cos(2 * np.pi * (k_column * column + k_row * row) + phase)
-    picture = np.clip(np.round(frame + 128), 0, 255).astype(np.uint8)
-    small = torch.from_numpy(
-        resize(picture, 224, ImageConfig.model_validate({"interpolation": "cubic", "antialias": True}))
-    )
+    config = ImageConfig(interpolation="cubic", antialias=True)
+    small = torch.from_numpy(resize(smooth_photo(360, 640, 5), 224, config))
     encoder = resolve("model.encoders", "resnet")(resolve("model.encoders", "resnet").Config(name="resnet"))
     found = encoder.standardise(small.permute(2, 0, 1)[None])[0, :, ::4, ::4].numpy()
     away = np.abs(found - read("frontends")["picture_eval_stride4"])

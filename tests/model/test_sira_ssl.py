@@ -14,7 +14,6 @@ from golden_states import (
     load_drawn,
     photo,
     pictures,
-    published_key,
     smooth,
     spectrograms,
     waves,
@@ -28,6 +27,7 @@ from model.losses.pair_matching import PairMatching
 from model.losses.region_alignment import RegionAlignment
 from model.methods.sira_ssl import SIRASSL
 from model.objective import Objective
+from model.published import published_name
 from model.similarity import own_pair_map
 from pipeline.batch import Batch
 from pipeline.frontends import lengthen, log_spectrogram, normalise
@@ -210,7 +210,7 @@ def check_step(objective: Objective, forward) -> None:
         assert value == pytest.approx(float(golden()[f"train_loss_{key}"]), rel=LOSSES), name
     assert float(losses.total.detach()) == pytest.approx(float(golden()["train_loss_total"]), rel=LOSSES)
     norms = {
-        published_key(key, SIRASSL.published_names): float(value.grad.double().norm())
+        published_name(objective.model, key): float(value.grad.double().norm())
         for key, value in objective.model.named_parameters()
         if value.grad is not None
     }

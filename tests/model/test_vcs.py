@@ -15,7 +15,6 @@ from golden_states import (
     load_drawn,
     photo,
     pictures,
-    published_key,
     spectrograms,
     waves,
 )
@@ -31,6 +30,7 @@ from model.losses.scaled_mil import ScaledMIL
 from model.methods.vcs import VCS
 from model.objective import Objective
 from model.optim import build_optimizer
+from model.published import published_name
 from model.standardise import IMAGENET
 from pipeline.batch import Batch
 from pipeline.frontends import log_spectrogram, normalise
@@ -163,7 +163,7 @@ def check_step(objective: Objective, forward) -> None:
         assert float(losses.terms[name]) == pytest.approx(float(golden()[f"train_loss_{key}"]), rel=LOSSES), name
     assert float(losses.total.detach()) == pytest.approx(float(golden()["train_loss_total"]), rel=LOSSES)
     norms = {
-        published_key(key, VCS.published_names): float(value.grad.double().norm())
+        published_name(objective.model, key): float(value.grad.double().norm())
         for key, value in objective.model.named_parameters()
         if value.grad is not None
     }
