@@ -16,7 +16,7 @@ from configs.schema import FrontendConfig
 def _window(config: FrontendConfig, device: torch.device) -> Tensor:
     n = config.n_fft
     if config.window == "hann":
-        return torch.hann_window(n, periodic=True, dtype=torch.float64).float().to(device)
+        return torch.hann_window(n, periodic=True).to(device)
     # Tukey: a cosine taper over alpha / 2 at either end. Periodic means one point more, the last one dropped.
     position = torch.arange(n, dtype=torch.float64)
     width = config.tukey_alpha * n / 2.0
@@ -28,7 +28,28 @@ def _window(config: FrontendConfig, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=32)
+def _scaled_window(config: FrontendConfig, device: torch.device) -> Tensor:
+    window = _window(config, device)
+    if config.scaling == "power":
+        return window
+    # One-sided: every bin gets the energy of its negative frequency as well.
+    return window * (2 / (config.sample_rate_hz * window.square().sum())).sqrt()
+
+
+@lru_cache(maxsize=32)
+def _mel_blocks(config: FrontendConfig, device: torch.device) -> list[tuple[int, int, Tensor]]:
+    """The mel bank as `(first bin, last bin + 1, (bins, bands) weights)` of 16 bands each: most of it is zero."""
+    blocks = []
+    for bands in _mel_bank(config, device).split(16, dim=1):
+        used = bands.any(1).nonzero()
+        first, end = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
+        blocks.append((first, end, bands[first:end].contiguous()))
+    return blocks
+
+
+@lru_cache(maxsize=32)
 def _mel_bank(config: FrontendConfig, device: torch.device) -> Tensor:
+    """`(n_fft / 2 + 1, mel_bins)` float32."""
     assert config.mel_bins is not None
     bank = torchaudio.functional.melscale_fbanks(
         n_freqs=config.n_fft // 2 + 1,
@@ -60,16 +81,18 @@ def log_spectrogram(waveform: Tensor, config: FrontendConfig) -> Tensor:
     segments = x.unfold(-1, config.n_fft, config.hop)
     if config.remove_mean:
         segments = segments - segments.mean(-1, keepdim=True)
-    window = _window(config, x.device)  # pyright: ignore[reportArgumentType]
+    window = _scaled_window(config, x.device)  # pyright: ignore[reportArgumentType]
     spectrum = torch.fft.rfft(segments * window)
-    power = spectrum.real.square() + spectrum.imag.square()
+    power = torch.addcmul(spectrum.real.square(), spectrum.imag, spectrum.imag)
     if config.scaling == "density":
-        power = power / (config.sample_rate_hz * window.square().sum())
-        # One-sided: the energy of the negative frequencies is added, except at zero and at half the rate.
-        power[..., 1 : -1 if config.n_fft % 2 == 0 else None] *= 2
+        power[..., 0] *= 0.5  # zero and half the rate have no negative frequency
+        if config.n_fft % 2 == 0:
+            power[..., -1] *= 0.5
     if config.mel_bins:
-        power = power @ _mel_bank(config, x.device)  # pyright: ignore[reportArgumentType]
-    return torch.log(power + config.floor if config.floor_rule == "add" else power.clamp_min(config.floor))
+        blocks = _mel_blocks(config, x.device)  # pyright: ignore[reportArgumentType]
+        power = torch.cat([power[..., first:end] @ weights for first, end, weights in blocks], dim=-1)
+    power = power.add_(config.floor) if config.floor_rule == "add" else power.clamp_min_(config.floor)
+    return power.log_()
 
 
 def code_range(config: FrontendConfig) -> tuple[float, float]:
@@ -109,6 +132,11 @@ def normalise(log_power: Tensor, config: FrontendConfig) -> Tensor:
     return scaled.transpose(1, 2).unsqueeze(1)
 
 
+@lru_cache(maxsize=32)
+def _resampler(rate_hz: int, new_rate_hz: int, device: torch.device) -> torchaudio.transforms.Resample:
+    return torchaudio.transforms.Resample(rate_hz, new_rate_hz).to(device)
+
+
 def resample(waveform: Tensor, rate_hz: int, new_rate_hz: int) -> Tensor:
     """`(..., n)` float at another rate, by windowed sinc (torchaudio's defaults: width 6, roll-off 0.99, Hann).
 
@@ -116,7 +144,7 @@ def resample(waveform: Tensor, rate_hz: int, new_rate_hz: int) -> Tensor:
     """
     if rate_hz == new_rate_hz:
         return waveform
-    return torchaudio.functional.resample(waveform, rate_hz, new_rate_hz).clamp_(-1, 1)
+    return _resampler(rate_hz, new_rate_hz, waveform.device)(waveform).clamp_(-1, 1)
 
 
 def lengthen(waveform: Tensor, samples: int, rule: str) -> Tensor:
