@@ -5,11 +5,13 @@ wrong with a file becomes a `Refused` with a reason code; sizes and durations ar
 """
 
 import io
+import math
+import os
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
@@ -20,6 +22,8 @@ import av.stream
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
+
+from preprocess.quality import Motion, tiny
 
 REASONS = {
     "missing_file": "the file is not there",
@@ -33,6 +37,7 @@ REASONS = {
     "no_frame": "no picture within 1 s of the annotated instant",
     "bad_boxes": "boxes that are not x0 < x1, y0 < y1 within 0 to 1",
     "bad_mask": "a mask that cannot be read",
+    "bad_spectrogram": "a .npy file that holds no power spectrogram of the front-end",
     "worker_crash": "the packing process died on the clip, twice",
 }
 
@@ -41,11 +46,17 @@ MAX_PIXELS = 100_000_000  # 300 MB as 8-bit BGR; a larger picture is a mistake o
 MAX_CLIP_S = 600.0  # the waveform of so long a clip takes 230 MB as float32 at 96 kHz
 MAX_DECODED_FRAMES = 1_000_000  # ends the decoding of a file whose time stamps do not advance
 MIN_SOUND_S = 0.1
+_ORIENTATION = 0x0112  # the EXIF tag
 
 # Containers of media only: playlists and scripts (hls, concat, dash, ...) can name other files and addresses.
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,wav,w64,mp3,flac,aac,aiff,au,caf,amr,nut,mxf"
 )
+_SOUND_DTYPES = {"s16": "i2", "s16p": "i2", "s32": "i4", "s32p": "i4", "flt": "f4", "fltp": "f4", "dblp": "f8"}
+_JOINED_SAMPLES = 16_384  # of a frame that is resampled: fits the second-level cache
+_LUMA_FORMATS = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "nv12", "gray")
+_NEAR_S = 1.0  # so long before a wanted picture all are decoded, whatever delay their order needs
+_SEEK_GAIN_S = 0.5
 _SEEK_BEYOND_S = 30.0
 _SEEK_MARGIN_S = 10.0
 
@@ -77,13 +88,17 @@ class Sound:
 class Picture:
     """A picture as it is stored. size: `(width, height)` as stored, original: of the upright picture before reduction.
 
-    time_s: from the start of the file; 0 for a still picture.
+    time_s: from the start of the file; 0 for a still picture. rotated: it had to be turned to come upright. tiny,
+    motion: see `preprocess.quality`; motion is that of the whole video as far as it was decoded.
     """
 
     jpeg: bytes
     size: tuple[int, int]
     original: tuple[int, int]
     time_s: float = 0.0
+    rotated: bool = False
+    tiny: bytes = b""
+    motion: float | None = None
 
 
 @contextmanager
@@ -123,14 +138,65 @@ def _usable_rate(rate_hz: int) -> int:
     return rate_hz if 4000 <= rate_hz <= 192_000 and rate_hz % 25 == 0 else 48_000
 
 
-def read_sound(path: Path, start_s: float = 0.0, duration_s: float | None = None) -> Sound:
+def read_sound(path: Path, start_s: float = 0.0, duration_s: float | None = None, channel: str = "mean") -> Sound:
     """The sound of a file from `start_s` on, mono, at the file's own rate.
 
     Decoding starts at the file's start, because seeking is not exact in formats without an index. Channels are mixed
-    by libswresample (stereo: the mean), as the readers of the EZ-VSL family do.
+    by libswresample (stereo: the mean), as the readers of the EZ-VSL family do, unless `channel` is "first".
 
     Raises: Refused (missing_file, unreadable, no_audio, decode_error, too_short, too_long).
     """
+    limit_s = MAX_CLIP_S if duration_s is None else min(duration_s, MAX_CLIP_S)
+    sound = _plain_wav(path, start_s, limit_s, channel) or _decoded_sound(path, start_s, limit_s, channel)
+    wanted = round(limit_s * sound.rate_hz)
+    if len(sound.samples) > wanted and (duration_s is None or duration_s > MAX_CLIP_S):
+        raise Refused(
+            "too_long", f"{path.name} lasts more than {MAX_CLIP_S:g} s from {start_s:g} s on; give duration_s"
+        )
+    samples = sound.samples[:wanted]
+    if len(samples) < MIN_SOUND_S * sound.rate_hz:
+        raise Refused("too_short", f"{path.name}: {len(samples) / sound.rate_hz:.3f} s of sound from {start_s:g} s on")
+    return replace(sound, samples=samples)
+
+
+def _plain_wav(path: Path, start_s: float, limit_s: float, channel: str) -> Sound | None:
+    """The sound of a RIFF file of 16-bit PCM in one or two channels, as `_decoded_sound` gives it, but read at once: a
+    demuxer hands it out in a hundred pieces. None for every other file, damaged ones among them.
+    """
+    _check_there(path)
+    try:
+        with path.open("rb") as file:
+            riff, _, kind = struct.unpack("<4sI4s", file.read(12))
+            name, size = struct.unpack("<4sI", file.read(8))
+            if (riff, kind, name) != (b"RIFF", b"WAVE", b"fmt ") or not 16 <= size <= 40:
+                return None
+            coding, channels, rate, _, block, bits = struct.unpack_from("<HHIIHH", file.read(size))
+            name, size = struct.unpack("<4sI", file.read(8))
+            while name in (b"LIST", b"fact"):
+                file.seek(size + size % 2, os.SEEK_CUR)
+                name, size = struct.unpack("<4sI", file.read(8))
+            start = file.tell()
+            whole = 0 < size <= os.fstat(file.fileno()).st_size - start
+            if name != b"data" or not whole or (coding, bits) != (1, 16) or channels not in (1, 2):
+                return None
+            if block != 2 * channels or size % block or rate != _usable_rate(rate):
+                return None
+            first = min(round(start_s * rate), size // block)
+            file.seek(start + first * block)
+            data = file.read(block * min(round(limit_s * rate) + 1, size // block - first))
+    except (OSError, struct.error):
+        return None
+    samples = np.frombuffer(data, "<i2").reshape(-1, channels)
+    if channels == 1 or channel == "first":
+        mono = samples[:, 0]
+    else:
+        # libswresample's mean, which rounds halves up.
+        mono = ((samples[:, 0].astype(np.int32) + samples[:, 1] + 1) >> 1).astype(np.int16)
+    return Sound(samples=mono, rate_hz=rate, source_rate_hz=rate, channels=channels)
+
+
+def _decoded_sound(path: Path, start_s: float, limit_s: float, channel: str) -> Sound:
+    """The sound by FFmpeg: a sample more than `limit_s`, or beyond, if there is so much."""
     with _opened(path) as container:
         stream = container.streams.best("audio")
         if stream is None:
@@ -140,15 +206,16 @@ def read_sound(path: Path, start_s: float = 0.0, duration_s: float | None = None
         rate = source_rate = channels = skip = wanted = 0
         chunks: list[np.ndarray] = []
         kept = 0
-        for frame in _decoded_sound(container, stream):
+        for frame in _sound_frames(container, stream):
             if resampler is None:
                 source_rate, channels = frame.sample_rate, len(frame.layout.channels)
                 rate = _usable_rate(source_rate)
-                resampler = av.AudioResampler(format="s16", layout="mono", rate=rate)
+                layout = "mono" if channel == "mean" else frame.layout.name
+                resampler = av.AudioResampler(format="s16p", layout=layout, rate=rate)
                 lead = 0.0 if frame.time is None else frame.time - _zero_s(container)
                 # Sound that starts after the first picture is late by so many samples: they are silent.
                 skip = round((start_s - lead) * rate)
-                wanted = round((MAX_CLIP_S if duration_s is None else min(duration_s, MAX_CLIP_S)) * rate)
+                wanted = round(limit_s * rate)
                 if skip < 0:
                     chunks.append(np.zeros(min(-skip, wanted), np.int16))
                     kept, skip = len(chunks[0]), 0
@@ -157,7 +224,7 @@ def read_sound(path: Path, start_s: float = 0.0, duration_s: float | None = None
             except ValueError as error:
                 raise Refused("decode_error", f"{path.name}: the sound changes its format midway") from error
             for piece in pieces:
-                samples = piece.to_ndarray().reshape(-1)
+                samples = piece.to_ndarray()[0]
                 if skip:
                     dropped = min(skip, len(samples))
                     samples, skip = samples[dropped:], skip - dropped
@@ -168,44 +235,77 @@ def read_sound(path: Path, start_s: float = 0.0, duration_s: float | None = None
         if resampler is None:
             raise Refused("no_audio", f"{path.name}: its audio stream holds no sound")
         if kept <= wanted:
-            rest = [piece.to_ndarray().reshape(-1) for piece in resampler.resample(None)]
+            rest = [piece.to_ndarray()[0] for piece in resampler.resample(None)]
             chunks += [np.concatenate(rest)[skip:]] if rest else []
     samples = np.concatenate(chunks) if chunks else np.zeros(0, np.int16)
-    if len(samples) > wanted and (duration_s is None or duration_s > MAX_CLIP_S):
-        raise Refused(
-            "too_long", f"{path.name} lasts more than {MAX_CLIP_S:g} s from {start_s:g} s on; give duration_s"
-        )
-    samples = samples[:wanted]
-    if len(samples) < MIN_SOUND_S * rate:
-        raise Refused("too_short", f"{path.name}: {len(samples) / rate:.3f} s of sound from {start_s:g} s on")
     return Sound(samples=samples, rate_hz=rate, source_rate_hz=source_rate, channels=channels)
 
 
-def _decoded_sound(container, stream) -> Iterator[av.AudioFrame]:
-    for frame in container.decode(stream):
-        if frame.samples:
-            yield frame
+def _sound_frames(container: av.container.InputContainer, stream: av.AudioStream) -> Iterator[av.AudioFrame]:
+    """The decoded sound, short frames joined: resampling a frame costs much the same whatever its length."""
+    joined: list[av.AudioFrame] = []
+    try:
+        for frame in container.decode(stream):
+            if not frame.samples:
+                continue
+            if joined and _sound_format(frame) != _sound_format(joined[0]):
+                yield _join(joined)
+                joined = []
+            joined.append(frame)
+            if not _joinable(frame) or sum(item.samples for item in joined) >= _JOINED_SAMPLES:
+                yield _join(joined)
+                joined = []
+    except av.error.FFmpegError:
+        if joined:
+            yield _join(joined)  # it may be all that is wanted
+        raise
+    if joined:
+        yield _join(joined)
+
+
+def _sound_format(frame: av.AudioFrame) -> tuple[str, str, int]:
+    return frame.format.name, frame.layout.name, frame.sample_rate
+
+
+def _joinable(frame: av.AudioFrame) -> bool:
+    return frame.format.name in _SOUND_DTYPES and frame.layout.name in ("mono", "stereo")
+
+
+def _join(frames: list[av.AudioFrame]) -> av.AudioFrame:
+    """Frames of one format as one frame, at the time of the first."""
+    first = frames[0]
+    if len(frames) == 1:
+        return first
+    values = 1 if first.format.is_planar else first.layout.nb_channels
+    dtype = np.dtype(_SOUND_DTYPES[first.format.name])
+    planes = [
+        np.concatenate([np.frombuffer(frame.planes[number], dtype, values * frame.samples) for frame in frames])
+        for number in range(len(first.planes))
+    ]
+    joined = av.AudioFrame.from_ndarray(np.stack(planes), format=first.format.name, layout=first.layout.name)
+    joined.sample_rate = first.sample_rate
+    joined.pts, joined.time_base = first.pts, first.time_base
+    return joined
 
 
 def read_pictures(path: Path, times_s: Sequence[float], short_side_px: int, quality: int) -> list[Picture]:
     """The pictures of a video nearest to the given times (ascending), upright; one that is nearest to two comes once.
 
-    One decoding pass on one thread, which ends behind the last time. Sample aspect ratios are ignored, as the field's
-    frame extraction does; boxes are fractions, so they stay right.
+    One decoding pass on one thread, from the last key picture a second before the first time (where the file lists
+    them) to behind the last time. Sample aspect ratios are ignored, as the field's frame extraction does; boxes are
+    fractions, so they stay right.
 
     Raises: Refused (missing_file, unreadable, no_video, decode_error, too_large).
     """
     assert list(times_s) == sorted(times_s) and times_s
-    found = None
-    if times_s[0] > _SEEK_BEYOND_S:
-        found = _nearest(path, times_s, short_side_px, quality, seek_s=times_s[0] - _SEEK_MARGIN_S)
-    return found if found is not None else _nearest(path, times_s, short_side_px, quality, seek_s=None) or []
+    found = _nearest(path, times_s, short_side_px, quality, all_pictures=False)
+    return found if found is not None else _nearest(path, times_s, short_side_px, quality, all_pictures=True) or []
 
 
 def _nearest(
-    path: Path, times_s: Sequence[float], short_side_px: int, quality: int, seek_s: float | None
+    path: Path, times_s: Sequence[float], short_side_px: int, quality: int, all_pictures: bool
 ) -> list[Picture] | None:
-    """The pictures, or None if seeking led behind the first time, so that the file must be read from its start."""
+    """The pictures, or None if one of those left out may be nearer, so that all must be decoded from the start."""
     with _opened(path) as container:
         # An attached cover is no video; best() knows that, but takes it where there is nothing else.
         stream = container.streams.best("video")
@@ -217,42 +317,100 @@ def _nearest(
         # AVI stores no display times: with B-frames, what FFmpeg makes of them runs back and forth.
         counted = container.format.name == "avi"
         zero = 0.0 if counted else _zero_s(container)
-        if seek_s is not None and counted:
-            return None
-        if seek_s is not None:
-            container.seek(round((seek_s + zero) * av.time_base))
         pending = list(times_s)
         pictures: list[Picture] = []
+        motion = Motion()
         last: av.VideoFrame | None = None
+        left_out_s = -math.inf
+
+        def leave_out(time_s: float) -> bool:
+            nonlocal left_out_s
+            far = time_s - zero < pending[0] - _NEAR_S
+            if far:
+                left_out_s = max(left_out_s, time_s - zero)
+            return far
 
         def keep(frame: av.VideoFrame, time_s: float) -> None:
             nonlocal last
             if frame is not last:
-                pictures.append(_stored(_upright(path, frame), short_side_px, quality, time_s))
+                pictures.append(
+                    stored_picture(_upright(path, frame), short_side_px, quality, time_s, frame.rotation != 0)
+                )
                 last = frame
 
+        whole = all_pictures or counted
+        sought = not whole and _seek(container, stream, zero, times_s[0])
         previous: tuple[av.VideoFrame, float] | None = None
-        for count, frame in enumerate(container.decode(stream)):
-            assert isinstance(frame, av.VideoFrame)
-            time_s = _time_s(frame, count, stream, counted) - zero
-            if seek_s is not None and previous is None and time_s > times_s[0]:
+        for count, frame in enumerate(_video_frames(container, stream, None if whole else leave_out)):
+            if frame.time is None and not whole:
                 return None
+            time_s = _time_s(frame, count, stream, counted) - zero
+            if sought and previous is None and time_s > times_s[0]:
+                return None
+            if motion.wants(time_s) and frame.format.name in _LUMA_FORMATS:
+                motion.see(_luma(frame), time_s)
             while pending and time_s >= pending[0]:
+                if left_out_s > (-math.inf if previous is None else previous[1]):
+                    return None
                 target = pending.pop(0)
                 if previous is not None and target - previous[1] < time_s - target:
                     keep(*previous)
                 else:
                     keep(frame, time_s)
             previous = (frame, time_s)
-            if not pending or count >= MAX_DECODED_FRAMES:
+            if not pending:
                 break
         if previous is None:
-            if seek_s is not None:
+            if sought:
                 return None
             raise Refused("no_video", f"{path.name}: its video stream holds no picture")
         if pending:
+            if left_out_s > previous[1]:
+                return None
             keep(*previous)
-        return pictures
+        return [replace(picture, motion=motion.share) for picture in pictures]
+
+
+def _seek(container: av.container.InputContainer, stream: av.VideoStream, zero: float, first_s: float) -> bool:
+    """Go to the last key picture well before `first_s`, if the file lists it and that saves something; whether so."""
+    time_base = float(stream.time_base or 1)
+    entries = stream.index_entries
+    number = entries.search_timestamp(round((first_s - _NEAR_S + zero) / time_base)) if len(entries) else -1
+    key = entries[number] if number >= 0 else None
+    if key is not None and key.timestamp * time_base - zero >= _SEEK_GAIN_S:
+        container.seek(key.timestamp, stream=stream)
+        return True
+    if first_s > _SEEK_BEYOND_S:
+        # Matroska reads its list only when it is asked to seek.
+        container.seek(round((first_s - _SEEK_MARGIN_S + zero) * av.time_base))
+        return True
+    return False
+
+
+def _video_frames(
+    container: av.container.InputContainer, stream: av.VideoStream, leave_out: Callable[[float], bool] | None
+) -> Iterator[av.VideoFrame]:
+    """The decoded pictures. H.264 pictures that no other is predicted from are not decoded where `leave_out` says so of
+    their time: what remains is the same to the bit.
+    """
+    context = stream.codec_context
+    leaving = False
+    for count, packet in enumerate(container.demux(stream)):
+        if leave_out is not None and context.name == "h264":
+            far = packet.pts is not None and leave_out(float(packet.pts * packet.time_base))
+            if far != leaving:
+                context.skip_frame = "NONREF" if far else "DEFAULT"
+                leaving = far
+        yield from packet.decode()  # type: ignore[misc]
+        if count >= MAX_DECODED_FRAMES:
+            break
+
+
+def _luma(frame: av.VideoFrame) -> np.ndarray:
+    """`(H, W)` uint8, a view of the decoded picture."""
+    plane = frame.planes[0]
+    rows = np.frombuffer(plane, np.uint8)[: frame.height * plane.line_size].reshape(frame.height, plane.line_size)
+    return rows[:, : frame.width]
 
 
 def _time_s(frame: av.VideoFrame, count: int, stream, counted: bool) -> float:
@@ -266,7 +424,9 @@ def _check_size(path: Path, width: int, height: int) -> None:
         raise Refused("too_large", f"{path.name}: {width} x {height} pixels")
 
 
-def _stored(pixels: np.ndarray, short_side_px: int, quality: int, time_s: float = 0.0) -> Picture:
+def stored_picture(
+    pixels: np.ndarray, short_side_px: int, quality: int, time_s: float = 0.0, rotated: bool = False
+) -> Picture:
     """An upright `(H, W, 3)` uint8 BGR picture, reduced and coded."""
     reduced = _reduced(pixels, short_side_px)
     return Picture(
@@ -274,6 +434,8 @@ def _stored(pixels: np.ndarray, short_side_px: int, quality: int, time_s: float 
         size=(reduced.shape[1], reduced.shape[0]),
         original=(pixels.shape[1], pixels.shape[0]),
         time_s=time_s,
+        rotated=rotated,
+        tiny=tiny(reduced),
     )
 
 
@@ -341,21 +503,26 @@ def read_still(path: Path, short_side_px: int, quality: int) -> Picture:
     """
     data = _file_bytes(path)
     with _still(path, data) as image:
-        image.load()  # all of it, so that a truncated file is known here and not in training
-        plain = None if min(image.size) > short_side_px else plain_jpeg(data)
+        size = image.size
+        plain = None if min(size) > short_side_px else plain_jpeg(data)
         if plain is not None:
-            return Picture(jpeg=plain, size=image.size, original=image.size)
+            image.draft("L", (1, 1))  # its brightness at an eighth of the size; every coded bit is read all the same
+        image.load()  # all of it, so that a truncated file is known here and not in training
+        if plain is not None:
+            return Picture(jpeg=plain, size=size, original=size, tiny=tiny(np.asarray(image)))
+        rotated = image.getexif().get(_ORIENTATION, 1) != 1
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I;16"):
             upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
         pixels = np.asarray(upright.convert("RGB"))[:, :, ::-1]
-    return _stored(np.ascontiguousarray(pixels), short_side_px, quality)
+    return stored_picture(np.ascontiguousarray(pixels), short_side_px, quality, rotated=rotated)
 
 
-def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
+def read_mask(path: Path, size: tuple[int, int], above: int | None = None) -> np.ndarray:
     """A truth map `(H, W)` uint8, 255 where the sound is, reduced to at most `size` (width, height) by area averaging.
 
-    A picture whose brightest value is 1 counts as 0 and 1. Raises: Refused (missing_file, bad_mask, too_large).
+    above: values above this are 255, all others 0. None: grey levels are kept, and a picture whose brightest value is 1
+    counts as 0 and 1. Raises: Refused (missing_file, bad_mask, too_large).
     """
     try:
         with _still(path, _file_bytes(path)) as image:
@@ -364,7 +531,10 @@ def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
         if error.reason in ("unreadable", "decode_error"):
             raise Refused("bad_mask", error.detail) from error
         raise
-    mask = mask * np.uint8(255) if mask.max(initial=0) == 1 else mask
+    if above is not None:
+        mask = np.where(mask > above, np.uint8(255), np.uint8(0))
+    elif mask.max(initial=0) == 1:
+        mask = mask * np.uint8(255)
     if mask.shape[1] > size[0] or mask.shape[0] > size[1]:
         mask = cv2.resize(mask, size, interpolation=cv2.INTER_AREA)
     return np.ascontiguousarray(mask)
@@ -410,6 +580,5 @@ def plain_jpeg(data: bytes) -> bytes | None:
 
 
 def _turned(data: bytes) -> bool:
-    orientation_tag = 0x0112
     with Image.open(io.BytesIO(data)) as image:
-        return image.getexif().get(orientation_tag, 1) != 1
+        return image.getexif().get(_ORIENTATION, 1) != 1

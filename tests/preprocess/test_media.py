@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocess.media import Picture, Refused, plain_jpeg, read_mask, read_pictures, read_sound, read_still
+from preprocess.media import (
+    Picture,
+    Refused,
+    _decoded_sound,
+    _nearest,
+    _plain_wav,
+    plain_jpeg,
+    read_mask,
+    read_pictures,
+    read_sound,
+    read_still,
+)
 from tests.conftest import make_clip, numbered_picture, tone, write_wav
 
 
@@ -87,6 +98,38 @@ def test_seeking_gives_what_reading_from_the_start_gives(tmp_path: Path, monkeyp
     assert [round(picture.time_s, 3) for picture in sought] == [33.25, 41.0]
 
 
+def textured(number: int, width: int, height: int) -> np.ndarray:
+    """A pattern that moves by two points a picture: something to predict."""
+    x, y = np.meshgrid(np.arange(width) + 2 * number, np.arange(height))
+    return np.stack([(x * 3 + y) % 256, (x * y // 16) % 256, (x + 2 * y) % 256], 2).astype(np.uint8)
+
+
+@pytest.mark.parametrize("times_s", [[3.97], [2.2, 5.6], [30.0]])
+def test_leaving_pictures_out_gives_what_decoding_all_gives(tmp_path: Path, times_s: list[float]):
+    clip = make_clip(tmp_path / "clip.mp4", seconds=6.0, fps=25, codec="libx264", picture=textured)
+    quick = _nearest(clip, times_s, 256, 90, all_pictures=False)
+    whole = _nearest(clip, times_s, 256, 90, all_pictures=True)
+    assert whole is not None and [picture.time_s for picture in whole] == pytest.approx(
+        [min(time_s, 5.96) for time_s in times_s], abs=0.02
+    )
+    assert quick is None or [(p.jpeg, p.time_s) for p in quick] == [(p.jpeg, p.time_s) for p in whole]
+    assert read_pictures(clip, times_s, 256, 90)[0].jpeg == whole[0].jpeg
+
+
+def test_pictures_are_left_out_and_sought_where_that_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    decoded = []
+    monkeypatch.setattr("preprocess.media._time_s", lambda frame, *_: decoded.append(frame.time) or frame.time)
+    clip = make_clip(tmp_path / "long.mp4", seconds=6.0, fps=25, codec="libx264", picture=textured)
+    read_pictures(clip, [5.0], 256, 90)
+    assert len(decoded) < 100 and [time_s for time_s in decoded if time_s > 4.1] == pytest.approx(
+        [number / 25 for number in range(103, 126)]
+    )
+    decoded.clear()
+    keys = make_clip(tmp_path / "keys.mp4", seconds=6.0, fps=10)
+    read_pictures(keys, [5.0], 256, 90)
+    assert decoded == pytest.approx([4.0 + number / 10 for number in range(11)])
+
+
 def test_stored_jpeg_is_what_hardware_decoders_take(tmp_path: Path):
     clip = make_clip(tmp_path / "clip.mp4", seconds=0.3)
     jpeg = read_pictures(clip, [0.0], 256, 90)[0].jpeg
@@ -101,6 +144,43 @@ def test_sound_is_mono_at_its_own_rate(tmp_path: Path):
     assert np.abs(sound.samples - samples.mean(1)).max() <= 1
     mono = tone(1.0, 16000)[:, 0]
     assert (read_sound(write_wav(tmp_path / "mono.wav", mono, 16000)).samples == mono).all()
+
+
+@pytest.mark.parametrize(("channels", "rate_hz"), [(1, 16000), (2, 44100)])
+@pytest.mark.parametrize("window", [(0.0, None), (0.31, 0.7), (1.5, 9.0)])
+def test_a_plain_wav_is_read_as_ffmpeg_reads_it(
+    tmp_path: Path, channels: int, rate_hz: int, window: tuple[float, float | None]
+):
+    noise = np.random.default_rng(0).integers(-32768, 32768, (2 * rate_hz + 7, channels)).astype(np.int16)
+    file = write_wav(tmp_path / "a.wav", noise, rate_hz)
+    limit_s = 600.0 if window[1] is None else window[1]
+    for channel in ("mean", "first"):
+        plain = _plain_wav(file, window[0], limit_s, channel)
+        assert plain is not None
+        by_ffmpeg = _decoded_sound(file, window[0], limit_s, channel)
+        assert (plain.samples == by_ffmpeg.samples[: len(plain.samples)]).all()
+        assert len(plain.samples) == min(len(by_ffmpeg.samples), round(limit_s * rate_hz) + 1)
+        assert (plain.rate_hz, plain.channels) == (by_ffmpeg.rate_hz, by_ffmpeg.channels) == (rate_hz, channels)
+
+
+def test_other_wav_files_are_left_to_ffmpeg(tmp_path: Path):
+    file = write_wav(tmp_path / "a.wav", tone(1.0, 16000), 16000)
+    data = file.read_bytes()
+    assert _plain_wav(file, 0.0, 600.0, "mean") is not None
+    changes = {
+        "24 bit": data[:34] + b"\x18\0" + data[36:],
+        "float": data[:20] + b"\x03\0" + data[22:],
+        "cut": data[:-1000],
+        "length unknown": data[:40] + b"\xff\xff\xff\xff" + data[44:],
+        "odd rate": data[:24] + struct.pack("<I", 44099) + data[28:],
+        "no sound": data[:30],
+        "empty": b"",
+    }
+    for name, changed in changes.items():
+        file.write_bytes(changed)
+        assert _plain_wav(file, 0.0, 600.0, "mean") is None, name
+    file.write_bytes(data[:36] + b"LIST" + struct.pack("<I", 3) + b"abc\0" + data[36:])
+    assert (read_sound(file).samples == tone(1.0, 16000)[:, 0]).all()
 
 
 def test_a_window_of_the_sound_is_exact(tmp_path: Path):
