@@ -18,7 +18,7 @@ from configs.schema import RunConfig
 from evaluate import ScoringStopped, autocast, choose_device, evaluate_sets
 from model.allocator import keep_freed_memory
 from model.base import Progress
-from model.build import build_objective
+from model.build import build_objective, without_initial_weights
 from model.checkpoint import (
     Checkpoint,
     capture_rng,
@@ -29,6 +29,7 @@ from model.checkpoint import (
     restore_rng,
     save_checkpoint,
 )
+from model.honesty import TRAIN_IDS, pack_ids
 from model.optim import build_optimizer, learning_rate, set_learning_rate
 from model.running_loss import RunningLoss
 from pipeline.loader import Loader, build_loader
@@ -70,7 +71,7 @@ class Training:
         checkpoint = load_checkpoint(found[-1]) if found else None
         if checkpoint:
             refuse_other_config(config, checkpoint.config, free=FREE_ON_RESUME, where=found[-1])
-        self.objective = build_objective(config.model)
+        self.objective = build_objective(without_initial_weights(config.model) if checkpoint else config.model)
         self.model = self.objective.model
         self.loader: Loader = build_loader(
             config.data, self.model.inputs, config.data.train_split, train=True, seed=config.seed, device=device
@@ -100,7 +101,8 @@ class Training:
         self.step, self.history = 0, []
         self.loss = RunningLoss()
         self.unscored: dict[str, Any] | None = None  # row of an epoch whose scores are still to come
-        self.facts = gather_facts(config)
+        self.facts, train_ids = gather_facts(config)
+        self.packed_ids = pack_ids(train_ids)
         if checkpoint:
             self.restore(checkpoint, where)
         self.record = RunRecord(config, self.facts, resume=self.resume, step=self.step)
@@ -273,25 +275,20 @@ class Training:
             step=self.step,
             loader=self.loader.state_dict(),
             rng=capture_rng(),
-            record={**self.facts, "selection": "last epoch", **progress},
+            record={**self.facts, TRAIN_IDS: self.packed_ids, "selection": "last epoch", **progress},
             history=self.history,
         )
         save_checkpoint(self.record.checkpoints, checkpoint, self.config.train.keep_checkpoints)
 
 
-def gather_facts(config: RunConfig) -> dict[str, Any]:
-    """What the record of a run says beside its config."""
-    facts = environment()
-    if config.data.store is not None:
-        with Store(config.data.store) as store:
-            clips = [store.index["clip_id"][number] for number in store.select(config.data.train_split)]
-            facts |= {
-                "store": str(config.data.store),
-                "store_id_hash": store.manifest["id_hash"],
-                "train_clips": len(clips),
-                "train_id_hash": id_hash(clips),
-            }
-    return facts
+def gather_facts(config: RunConfig) -> tuple[dict[str, Any], list[str]]:
+    """What the record of a run says beside its config, and the ids of the training list (none without a store)."""
+    if config.data.store is None:
+        return environment(), []
+    with Store(config.data.store) as store:
+        clips = [store.index["clip_id"][number] for number in store.select(config.data.train_split)]
+        facts = {"store": str(config.data.store), "store_id_hash": store.manifest["id_hash"]}
+    return environment() | facts | {"train_clips": len(clips), "train_id_hash": id_hash(clips)}, clips
 
 
 if __name__ == "__main__":

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 
 import train
 from configs.errors import UserError
 from configs.load import load_frontend
 from model.checkpoint import load_checkpoint
+from model.honesty import TRAIN_IDS, unpack_ids
 from preprocess.engines.local import Local
 from preprocess.layouts.manifest import Manifest
 from preprocess.options import PackConfig
@@ -75,6 +77,7 @@ def test_a_run_takes_every_step_and_leaves_its_record(run, tmp_path: Path):
     log = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     assert sum('"kind": "train"' in line for line in log) == 2 * steps
     assert (tmp_path / "run" / "config.yaml").is_file() and list((tmp_path / "run" / "tensorboard").iterdir())
+    assert len(unpack_ids(checkpoint.record[TRAIN_IDS])) == checkpoint.record["train_clips"] == 16
     # Its own resolved config is enough to run it again, and gives the same weights.
     again = tmp_path / "again"
     assert train.main([str(tmp_path / "run" / "config.yaml"), f"out={again}"]) == 0
@@ -139,6 +142,16 @@ def test_scoring_that_fails_loses_no_epoch(run, tmp_path: Path, packed_store: Pa
             run("parts", f"data.store={copy}")
     data.with_suffix(".away").rename(data)
     same(whole, run("parts", resume=True))
+
+
+def test_a_run_goes_on_without_the_weights_that_it_began_with(run, tmp_path: Path):
+    weights = tmp_path / "resnet18.pt"
+    torch.save(torchvision.models.resnet18().state_dict(), weights)
+    start = f"model.image_encoder={{name: resnet, weights: {weights}}}"
+    whole = run("whole", start, "train.max_steps=2")
+    run("parts", start, "train.max_steps=1")
+    weights.unlink()
+    same(whole, run("parts", start, "train.max_steps=2", resume=True))
 
 
 def test_another_training_list_is_refused(run, packed_clips: Path, tmp_path: Path):
