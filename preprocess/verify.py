@@ -12,7 +12,7 @@ import msgpack
 from configs.errors import UserError
 from pipeline.record import RecordView, decode
 from pipeline.store import DATA, INDEX, INDEX_COLUMNS, id_hash, index_row, key_of, read_manifest
-from preprocess.writer import file_sha256
+from preprocess.files import file_sha256
 
 
 def verify(path: Path, report: Callable[[str], None] = lambda shard: None) -> list[str]:

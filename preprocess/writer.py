@@ -1,9 +1,10 @@
-"""Records into shards, shards into a store.
+"""Clips into shards, shards into a store.
 
-The folder of a store while it is packed: `plan.json` (what is being packed; written first), `shard-00003.tmp-<pid>`
-(being written), `shard-00003` (finished: renamed after it was synced and read back), `crashed.json` (clips on which a
-packing process died), and at the end `refused.csv` and `manifest.json`. To go on after a stop means to redo what has no
-final name. A finished shard keeps its refusals: to try refused clips again, delete the store and pack anew.
+The folder of a store while it is packed: `plan.json` (what is being packed; written first), `shard-00003.tmp-...`
+(being written), `shard-00003` (finished: renamed after it was synced and read back), `shard-00003.crashed.json` (its
+clips on which packing processes died), and at the end `refused.csv` and `manifest.json`. To go on after a stop means to
+redo what has no final name. A finished shard keeps its refusals: to try refused clips again, delete the store and pack
+anew.
 
 The same clips, options and library versions give the same bytes in every file of the shards, whatever the number of
 processes: nothing in them tells when, where or by whom they were written. `manifest.json` names the versions.
@@ -12,106 +13,47 @@ processes: nothing in them tells when, where or by whom they were written. `mani
 import csv
 import fcntl
 import hashlib
+import itertools
 import json
 import math
 import os
-import platform
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import av
-import cv2
-import lmdb
 import msgpack
-import numpy
-import PIL
-import torch
-import torchaudio
 
 from configs.errors import UserError
 from configs.load import as_mapping
-from pipeline.record import RECORD_VERSION, RecordView, encode
-from pipeline.store import (
-    DATA,
-    INDEX,
-    INDEX_COLUMNS,
-    MANIFEST,
-    STORE_FORMAT,
-    STORE_VERSION,
-    id_hash,
-    index_row,
-    key_of,
-)
-from preprocess.clip import PackConfig, make_record
+from pipeline.record import RECORD_VERSION
+from pipeline.store import INDEX, MANIFEST, STORE_FORMAT, STORE_VERSION, id_hash
+from preprocess.files import json_bytes, sync_folder, write_bytes
 from preprocess.layout import Layout, SourceClip
-from preprocess.media import Refused
+from preprocess.options import PackConfig
+from preprocess.task import KILLED, PLAN, Engine, Report, ShardTask
 
-PLAN = "plan.json"
-SHARD = "shard.json"
 REFUSED = "refused.csv"
-CRASHED = "crashed.json"
 REFUSED_COLUMNS = ("clip_id", "split", "file", "reason", "detail")
 
-_RECORDS_PER_TRANSACTION = 256
-_BYTES_PER_TRANSACTION = 64 * 2**20  # bounds what a transaction that must be repeated holds in memory
-_MAP_BYTES = 64 * 2**20  # first size of the map; it doubles when it is full
 _STRIKES = 2
-_LIBRARIES = (av, cv2, lmdb, numpy, PIL, torch, torchaudio)
-
-Report = Callable[[str, str], None]
-"""Called with what happened and to what: ("clip", clip_id) before a clip, then ("packed", clip_id) or
-("refused", reason); ("shard", name) when a shard is finished."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardTask:
-    """All that a process needs to write one shard.
-
-    suspects: clips on which a process died once; they are tried before anything is written. crashed: clip id -> detail
-    of those on which one died again; they are refused.
-    """
-
-    number: int
-    store: Path
-    root: Path
-    plan: str
-    config: PackConfig
-    clips: tuple[SourceClip, ...]
-    suspects: tuple[str, ...] = ()
-    crashed: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def name(self) -> str:
-        return f"shard-{self.number:05d}"
-
-
-class Engine(Protocol):
-    """What runs shard tasks: processes of this machine, or of many."""
-
-    def run(
-        self, tasks: Sequence[ShardTask], report: Report, crashed: Callable[[ShardTask, str, str], ShardTask]
-    ) -> None:
-        """Run all tasks.
-
-        report: called in this process, as `Report` says. crashed(task, clip_id, detail): called when a process died on
-        a clip; gives the task to run in its place.
-        """
-        ...
+_KILLS = 5
+_LANDMARKS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """What came of packing. refused: rows of REFUSED_COLUMNS. new: false if the store was there already."""
+    """What came of packing. refused: rows of REFUSED_COLUMNS. new: false if the store was there already. shards_left:
+    those that other shares of the store still have to pack, while the rest is about this share.
+    """
 
     expected: int
     packed: int
     refused: list[list[str]]
     new: bool = True
+    shards_left: int = 0
 
 
 class Stopped(Exception):
@@ -119,126 +61,6 @@ class Stopped(Exception):
 
     def __init__(self, done: int, total: int) -> None:
         super().__init__(f"stopped; {done} of {total} shards done; run the same command to go on")
-
-
-def write_shard(task: ShardTask, report: Report) -> None:
-    """Write, check and name one shard. Raises: UserError if the disk does not take it."""
-    final = task.store / task.name
-    temporary = task.store / f"{task.name}.tmp-{os.getpid()}"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # processes are the parallelism here, and one thread always adds up in the same order
-    try:
-        if temporary.exists():
-            shutil.rmtree(temporary)
-        temporary.mkdir()
-        for clip in task.clips:
-            if clip.clip_id in task.suspects:
-                report("clip", clip.clip_id)
-                _try_clip(clip, task)
-        summary = _write_records(task, temporary, report)
-        _write_bytes(temporary / SHARD, _json_bytes(summary))
-        _sync_folder(temporary)
-        if final.exists():
-            shutil.rmtree(final)  # left without a readable summary, else it would not be written again
-        temporary.rename(final)
-        _sync_folder(task.store)
-    except (OSError, lmdb.Error) as error:
-        if isinstance(error, ConnectionError):
-            raise  # the process that asked for the shard is gone
-        raise UserError(f"cannot write {temporary}: {error}") from error
-    finally:
-        torch.set_num_threads(threads)
-    report("shard", task.name)
-
-
-def _try_clip(clip: SourceClip, task: ShardTask) -> None:
-    with suppress(Refused):
-        make_record(clip, task.root, task.config)
-
-
-def _write_records(task: ShardTask, folder: Path, report: Report) -> dict[str, Any]:
-    """Records and index of a shard; what `shard.json` says about them."""
-    columns: dict[str, list[Any]] = {name: [] for name in INDEX_COLUMNS}
-    refused: list[list[str]] = []
-    crashed = dict(task.crashed)
-    with _ShardData(folder) as data:
-        for clip in task.clips:
-            report("clip", clip.clip_id)
-            try:
-                if clip.clip_id in crashed:
-                    raise Refused("worker_crash", crashed[clip.clip_id])
-                record = make_record(clip, task.root, task.config)
-            except Refused as error:
-                refused.append([clip.clip_id, clip.split, clip.file, error.reason, error.detail])
-                report("refused", error.reason)
-                continue
-            data.append(encode(record))
-            for name, value in index_row(record).items():
-                columns[name].append(value)
-            report("packed", clip.clip_id)
-    _write_bytes(folder / INDEX, msgpack.Packer().pack(columns))
-    count = len(columns["clip_id"])
-    _read_back(folder, count)
-    return {
-        "name": task.name,
-        "plan": task.plan,
-        "expected": len(task.clips),
-        "clips": count,
-        "bytes": (folder / DATA).stat().st_size,
-        "sha256": file_sha256(folder / DATA),
-        "refused": refused,
-    }
-
-
-class _ShardData:
-    """An LMDB environment being filled with the keys 0, 1, ... at LMDB's default durability."""
-
-    def __init__(self, folder: Path) -> None:
-        # No lock file: the folder has a name that only this process knows.
-        self._environment = lmdb.open(str(folder), map_size=_MAP_BYTES, lock=False)
-        self._pending: list[bytes] = []
-        self._written = 0
-
-    def append(self, value: bytes) -> None:
-        self._pending.append(value)
-        if len(self._pending) >= _RECORDS_PER_TRANSACTION or sum(map(len, self._pending)) >= _BYTES_PER_TRANSACTION:
-            self._flush()
-
-    def _flush(self) -> None:
-        while self._pending:
-            try:
-                with self._environment.begin(write=True) as transaction:
-                    for number, value in enumerate(self._pending, self._written):
-                        transaction.put(key_of(number), value, append=True)
-            except lmdb.MapFullError:
-                self._environment.set_mapsize(2 * self._environment.info()["map_size"])
-                continue
-            self._written += len(self._pending)
-            self._pending = []
-
-    def __enter__(self) -> "_ShardData":
-        return self
-
-    def __exit__(self, kind: Any, *exc: object) -> None:
-        try:
-            if kind is None:
-                self._flush()
-                self._environment.sync(True)
-        finally:
-            self._environment.close()
-
-
-def _read_back(folder: Path, count: int) -> None:
-    environment = lmdb.open(str(folder), readonly=True, lock=False, create=False)
-    found = 0
-    with environment, environment.begin(buffers=True) as transaction:
-        for number, (key, value) in enumerate(transaction.cursor()):
-            damaged = RecordView(value).damaged()
-            if bytes(key) != key_of(number) or damaged:
-                raise UserError(f"{folder / DATA}: record {number} reads back damaged ({damaged}); is the disk sound?")
-            found += 1
-    if found != count:
-        raise UserError(f"{folder / DATA}: {count} records were written, {found} read back; is the disk sound?")
 
 
 def ordered(clips: Sequence[SourceClip]) -> list[SourceClip]:
@@ -282,13 +104,16 @@ def pack(
     *,
     dataset: str,
     shard_clips: int | None = None,
+    share: tuple[int, int] | None = None,
     clips: list[SourceClip] | None = None,
     report: Report = lambda kind, what: None,
     found: Callable[[int, int, int], None] = lambda expected, packed, refused: None,
 ) -> Packed:
     """Pack the clips of a layout into a store; go on where an earlier call with the same plan stopped.
 
-    found: called once with the clips to pack in all and those that finished shards hold and refused already.
+    share: (i, n) packs every n-th shard from the i-th (1 to n) on, for n jobs that start in any order, on any machines;
+    who finishes the last shard of all also writes the manifest. found: called once with the clips to pack in all and
+    those that finished shards hold and refused already.
     Raises: UserError if `store` holds anything else, or nothing could be packed; Stopped after Ctrl-C.
     """
     if clips is None:
@@ -298,75 +123,149 @@ def pack(
         raise UserError(f"{layout.source}: {len(twice)} clip ids stand for several clips, '{twice[0]}' among them")
     shard_clips = shard_clips or default_shard_clips(len(clips))
     plan = make_plan(layout.config.name, as_mapping(layout.config), clips, config, shard_clips)
-    plan_hash = hashlib.sha256(_json_bytes(plan)).hexdigest()[:16]
-    with _claimed(store, plan):
-        if (store / MANIFEST).is_file():
-            manifest = json.loads((store / MANIFEST).read_text(encoding="utf-8"))
-            return Packed(
-                expected=manifest["expected"], packed=manifest["packed"], refused=_read_refused(store), new=False
-            )
-        order = ordered(clips)
-        cuts = range(0, len(order), shard_clips)
-        strikes = _Strikes(store)
-        tasks = [
-            strikes.marked(
-                ShardTask(
-                    number=number,
-                    store=store,
-                    root=layout.root,
-                    plan=plan_hash,
-                    config=config,
-                    clips=tuple(order[cut : cut + shard_clips]),
-                )
-            )
-            for number, cut in enumerate(cuts)
-        ]
-        _remove_temporary(store)
-        finished = [summary for task in tasks if (summary := _finished(task)) is not None]
-        names = {summary["name"] for summary in finished}
-        found(len(clips), sum(item["clips"] for item in finished), sum(len(item["refused"]) for item in finished))
-        try:
-            engine.run([task for task in tasks if task.name not in names], report, strikes.strike)
-        except KeyboardInterrupt:
-            raise Stopped(sum(_finished(task) is not None for task in tasks), len(tasks)) from None
-        finally:
-            _remove_temporary(store)
-        return _finish(store, tasks, plan, plan_hash, config, dataset)
-
-
-@contextmanager
-def _claimed(store: Path, plan: dict[str, Any]) -> Iterator[None]:
-    """The folder of the store, made if need be, with this plan in it and closed to other packing processes.
-
-    Raises: UserError if it holds something else, is packed by another plan, or another process is packing into it.
-    """
+    plan_hash = hashlib.sha256(json_bytes(plan)).hexdigest()[:16]
+    claim = _Claim(store, plan)
     try:
-        store.mkdir(parents=True, exist_ok=True)
-        names = {path.name for path in store.iterdir()}
-        ours = PLAN in names
-        if names - {REFUSED, PLAN} and not ours:
-            raise UserError(
-                f"{store} holds files that are not of an unfinished store ({', '.join(sorted(names)[:3])}); "
-                "name a new or an empty folder"
+        with claim:
+            if (store / MANIFEST).is_file():
+                return _already(store)
+            tasks = _tasks(layout.root, store.absolute(), plan_hash, config, ordered(clips), shard_clips)
+            ours = tasks if share is None else tasks[share[0] - 1 :: share[1]]
+            claim.shards([task.number for task in ours])
+            _remove_temporary(ours)
+            finished = {task.number: summary for task in ours if (summary := task.summary()) is not None}
+            found(
+                sum(len(task.clips) for task in ours),
+                sum(item["clips"] for item in finished.values()),
+                sum(len(item["refused"]) for item in finished.values()),
             )
-        lock = (store / PLAN).open("a+b")
+            try:
+                engine.run([_marked(task) for task in ours if task.number not in finished], report, _strike)
+            except KeyboardInterrupt:
+                raise Stopped(sum(task.summary() is not None for task in ours), len(ours)) from None
+            finally:
+                _remove_temporary(ours)
+            left = sum(task.summary() is None for task in tasks)
+            if left:
+                assert share is not None, "the engine left a shard out"
+                return _share_done(ours, left)
+            claim.everything()
+            return _already(store) if (store / MANIFEST).is_file() else _finish(store, tasks, plan, config, dataset)
     except OSError as error:
-        raise UserError(f"cannot make a store at {store}: {error.strerror}") from error
-    with lock:
+        raise UserError(
+            f"cannot pack into {store}: {error}. What is packed stays; run the same command again"
+        ) from error
+
+
+def _tasks(
+    root: Path, store: Path, plan_hash: str, config: PackConfig, order: list[SourceClip], shard_clips: int
+) -> list[ShardTask]:
+    there = (clip.file for clip in order if (root / clip.file).is_file())
+    landmarks = tuple(itertools.islice(there, _LANDMARKS))
+    return [
+        ShardTask(
+            number=number,
+            store=store,
+            root=root,
+            plan=plan_hash,
+            config=config,
+            clips=tuple(order[cut : cut + shard_clips]),
+            landmarks=landmarks,
+        )
+        for number, cut in enumerate(range(0, len(order), shard_clips))
+    ]
+
+
+def _already(store: Path) -> Packed:
+    manifest = json.loads((store / MANIFEST).read_text(encoding="utf-8"))
+    return Packed(expected=manifest["expected"], packed=manifest["packed"], refused=read_refused(store), new=False)
+
+
+def _share_done(tasks: list[ShardTask], left: int) -> Packed:
+    summaries = [summary for task in tasks if (summary := task.summary()) is not None]
+    return Packed(
+        expected=sum(item["expected"] for item in summaries),
+        packed=sum(item["clips"] for item in summaries),
+        refused=sorted(row for item in summaries for row in item["refused"]),
+        shards_left=left,
+    )
+
+
+class _Claim:
+    """The folder of a store, made if need be, with this plan in it, and shards of it closed to all other packers.
+
+    The locks are record locks on `plan.json`: byte 0 guards the plan itself, byte n + 1 shard n. They hold between the
+    machines of a cluster where the file system has locks at all, and end with this process.
+    """
+
+    def __init__(self, store: Path, plan: dict[str, Any]) -> None:
+        self._store = store
+        self._plan = plan
+        self._held: list[int] = []
+
+    def __enter__(self) -> "_Claim":
+        """Raises: UserError if the folder holds something else, or is packed by another plan."""
+        store = self._store
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another process is packing into {store}; wait for it, or stop it first") from error
-        lock.seek(0)
-        old = lock.read()
-        if old and old != _json_bytes(plan):
-            raise UserError(_other_plan(store, old, plan))
+            store.mkdir(parents=True, exist_ok=True)
+            names = {path.name for path in store.iterdir()}
+            if names - {REFUSED} and not (store / PLAN).exists():
+                raise UserError(
+                    f"{store} holds files that are not of an unfinished store ({', '.join(sorted(names)[:3])}); "
+                    "name a new or an empty folder"
+                )
+            self._file = (store / PLAN).open("a+b")
+        except OSError as error:
+            raise UserError(f"cannot make a store at {store}: {error.strerror}") from error
+        try:
+            self._lock(0, 1)
+            self._check_plan()
+            self._unlock(0, 1)
+        except BaseException:
+            self._file.close()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
+
+    def _check_plan(self) -> None:
+        self._file.seek(0)
+        old = self._file.read()
+        if old and old != json_bytes(self._plan):
+            raise UserError(_other_plan(self._store, old, self._plan))
         if not old:
-            lock.write(_json_bytes(plan))
-            lock.flush()
-            os.fsync(lock.fileno())
-            _sync_folder(store)
-        yield
+            try:
+                self._file.write(json_bytes(self._plan))
+                self._file.flush()
+            except OSError:
+                self._file.truncate(0)  # half a plan would be taken for another plan
+                raise
+            os.fsync(self._file.fileno())
+            sync_folder(self._store)
+
+    def _lock(self, first: int, count: int, wait: bool = True) -> None:
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), count, first)
+        except (BlockingIOError, PermissionError) as error:
+            raise UserError(f"another process is packing into {self._store}; wait for it, or stop it first") from error
+        except OSError as error:
+            raise UserError(
+                f"the file system of {self._store} gives no file locks ({error.strerror}); pack to another one"
+            ) from error
+
+    def _unlock(self, first: int, count: int) -> None:
+        fcntl.lockf(self._file, fcntl.LOCK_UN, count, first)
+
+    def shards(self, numbers: list[int]) -> None:
+        """Close these shards to others. Raises: UserError if another process has closed one of them."""
+        for number in numbers:
+            self._lock(number + 1, 1, wait=False)
+
+    def everything(self) -> None:
+        """Wait until no other process is at any shard, and close all of them."""
+        self._unlock(0, 0)  # first, for two processes that wait for each other with locks held would wait forever
+        self._lock(0, 0)
 
 
 def _other_plan(store: Path, old: bytes, plan: dict[str, Any]) -> str:
@@ -397,67 +296,93 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-class _Strikes:
-    """Which clips a packing process died on, kept on disk until the store is finished."""
-
-    def __init__(self, store: Path) -> None:
-        self._file = store / CRASHED
-        self._found: dict[str, list[str]] = json.loads(self._file.read_bytes()) if self._file.is_file() else {}
-
-    def strike(self, task: ShardTask, clip_id: str, detail: str) -> ShardTask:
-        """The task to run in place of one that died on a clip."""
-        self._found.setdefault(clip_id, []).append(detail)
-        _write_bytes(self._file, _json_bytes(self._found))
-        return self.marked(task)
-
-    def marked(self, task: ShardTask) -> ShardTask:
-        of_task = {clip.clip_id: self._found[clip.clip_id] for clip in task.clips if clip.clip_id in self._found}
-        return replace(
-            task,
-            suspects=tuple(clip_id for clip_id, deaths in of_task.items() if len(deaths) < _STRIKES),
-            crashed=tuple((clip_id, deaths[-1]) for clip_id, deaths in of_task.items() if len(deaths) >= _STRIKES),
-        )
+def _deaths_file(task: ShardTask) -> Path:
+    return task.store / f"{task.name}.crashed.json"
 
 
-def _finished(task: ShardTask) -> dict[str, Any] | None:
-    """The summary of a finished shard of this very plan, or None."""
-    folder = task.store / task.name
-    try:
-        summary = json.loads((folder / SHARD).read_bytes())
-        whole = (folder / DATA).stat().st_size == summary["bytes"] and (folder / INDEX).is_file()
-    except (OSError, ValueError, KeyError):
-        return None
-    return summary if whole and summary.get("plan") == task.plan else None
+def _deaths(task: ShardTask) -> dict[str, list[str]]:
+    """Clip id -> how processes ended on it; kept on disk until the store is finished."""
+    file = _deaths_file(task)
+    return json.loads(file.read_bytes()) if file.is_file() else {}
 
 
-def _remove_temporary(store: Path) -> None:
-    for path in store.glob("shard-*.tmp-*"):
+def _strike(task: ShardTask, clip_id: str, detail: str) -> ShardTask:
+    """The task to run in place of one that a process died on."""
+    deaths = _deaths(task)
+    deaths.setdefault(clip_id, []).append(detail)
+    write_bytes(_deaths_file(task), json_bytes(deaths))
+    return _marked(task)
+
+
+def _marked(task: ShardTask) -> ShardTask:
+    """The task with what is known of its clips. SIGKILL comes from outside, so more of them make a clip guilty."""
+    deaths = _deaths(task)
+    guilty = {
+        clip_id for clip_id, ends in deaths.items() if len(ends) >= (_KILLS if set(ends) == {KILLED} else _STRIKES)
+    }
+    return replace(
+        task,
+        suspects=tuple(clip_id for clip_id in deaths if clip_id not in guilty),
+        crashed=tuple((clip_id, deaths[clip_id][-1]) for clip_id in deaths if clip_id in guilty),
+    )
+
+
+def _remove_temporary(tasks: Sequence[ShardTask]) -> None:
+    for path in (path for task in tasks for path in task.store.glob(f"{task.name}.tmp-*")):
         # A process that outlived its parent by a moment may still write there; it leaves at its next clip.
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _finish(
-    store: Path, tasks: list[ShardTask], plan: dict[str, Any], plan_hash: str, config: PackConfig, dataset: str
-) -> Packed:
-    """Write refused.csv and, last, the manifest."""
-    summaries = [_finished(task) for task in tasks]
-    assert all(summary is not None for summary in summaries), "the engine left a shard out"
-    shards = [summary for summary in summaries if summary is not None]
-    refused = sorted(row for shard in shards for row in shard["refused"])
-    _write_refused(store, refused)
+def contents(store: Path, shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What a manifest says of what the shards of a store hold; shards: their summaries, as in `shard.json`."""
     ids: dict[str, list[str]] = {}
     for shard in shards:
         columns = msgpack.unpackb((store / shard["name"] / INDEX).read_bytes())
         for clip_id, split in zip(columns["clip_id"], columns["split"]):
             ids.setdefault(split, []).append(clip_id)
+    refused = [row for shard in shards for row in shard["refused"]]
+    refused_splits = Counter(row[1] for row in refused)
     packed = sum(shard["clips"] for shard in shards)
-    expected = Counter(clip.split for task in tasks for clip in task.clips)
-    reasons = Counter(row[3] for row in refused)
-    if not packed:
+    storage: dict[str, dict[str, Any]] = {}
+    for name, said in (item for shard in shards for item in shard["spectrogram_storage"].items()):
+        largest = max(said.get("max_error", 0.0), storage.get(name, {}).get("max_error", 0.0))
+        storage[name] = {**said, "max_error": largest} if "max_error" in said else said
+    libraries = {name: None for shard in shards for name in shard["versions"]}
+    return {
+        "spectrogram_storage": storage,
+        "splits": {
+            split: {
+                "clips": len(ids.get(split, [])),
+                "expected": len(ids.get(split, [])) + refused_splits[split],
+                "id_hash": id_hash(ids.get(split, [])),
+            }
+            for split in sorted({*ids, *refused_splits})
+        },
+        "id_hash": id_hash(clip_id for names in ids.values() for clip_id in names),
+        "expected": len(refused) + packed,
+        "packed": packed,
+        "refused": dict(sorted(Counter(row[3] for row in refused).items())),
+        "shards": [
+            {key: shard[key] for key in ("name", "clips", "bytes", "sha256", "index_sha256")} for shard in shards
+        ],
+        "versions": {
+            name: ", ".join(sorted({shard["versions"][name] for shard in shards if name in shard["versions"]}))
+            for name in libraries
+        },
+    }
+
+
+def _finish(store: Path, tasks: list[ShardTask], plan: dict[str, Any], config: PackConfig, dataset: str) -> Packed:
+    """Write refused.csv and, last, the manifest."""
+    shards = [summary for task in tasks if (summary := task.summary()) is not None]
+    refused = sorted(row for shard in shards for row in shard["refused"])
+    write_refused(store, refused)
+    found = contents(store, shards)
+    if not found["packed"]:
         for path in store.iterdir():
             if path.name != REFUSED:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        counts = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+        counts = ", ".join(f"{reason} {count}" for reason, count in Counter(row[3] for row in refused).most_common())
         clip_id, _, _, reason, detail = refused[0]
         raise UserError(
             f"none of {len(refused)} clips could be packed ({counts}); for example {clip_id}: {reason}, {detail}. "
@@ -475,32 +400,18 @@ def _finish(
         "frames": {key: options[key] for key in ("frames", "annotated_s", "short_side_px", "quality")},
         "frontends": frontends,
         "waveform": {"sample_rate_hz": config.waveform_rate_hz} if config.waveform else None,
-        "splits": {
-            split: {
-                "clips": len(ids.get(split, [])),
-                "expected": expected[split],
-                "id_hash": id_hash(ids.get(split, [])),
-            }
-            for split in sorted(expected)
-        },
-        "id_hash": id_hash(clip_id for names in ids.values() for clip_id in names),
-        "expected": len(refused) + packed,
-        "packed": packed,
-        "refused": dict(sorted(reasons.items())),
-        "shards": [{key: shard[key] for key in ("name", "clips", "bytes", "sha256")} for shard in shards],
-        "plan": plan_hash,
-        "versions": {
-            "python": platform.python_version(),
-            **{item.__name__: str(item.__version__) for item in _LIBRARIES},
-        },
+        **found,
+        "plan": tasks[0].plan,
         "repeatable": "the same clips, options and versions give the same bytes, but for 'dataset' in this file",
     }
-    _write_bytes(store / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n")
-    (store / CRASHED).unlink(missing_ok=True)
-    return Packed(expected=len(refused) + packed, packed=packed, refused=refused)
+    write_bytes(store / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n")
+    for task in tasks:
+        _deaths_file(task).unlink(missing_ok=True)
+    return Packed(expected=found["expected"], packed=found["packed"], refused=refused)
 
 
-def _write_refused(store: Path, rows: list[list[str]]) -> None:
+def write_refused(store: Path, rows: list[list[str]]) -> None:
+    """Write `refused.csv`."""
     temporary = store / f"{REFUSED}.tmp"
     with temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -509,37 +420,9 @@ def _write_refused(store: Path, rows: list[list[str]]) -> None:
     temporary.replace(store / REFUSED)
 
 
-def _read_refused(store: Path) -> list[list[str]]:
+def read_refused(store: Path) -> list[list[str]]:
+    """The rows of `refused.csv`; none if there is no such file."""
     if not (store / REFUSED).is_file():
         return []
     with (store / REFUSED).open(encoding="utf-8", newline="") as file:
         return list(csv.reader(file))[1:]
-
-
-def _json_bytes(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, indent=1).encode() + b"\n"
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,20 +1,23 @@
 import csv
-import fcntl
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-import preprocess.writer
+import preprocess.shard
 from configs.errors import UserError
 from configs.load import load_frontend
 from pipeline.store import Store, id_hash
-from preprocess.clip import PackConfig
 from preprocess.engines.local import Local
 from preprocess.layouts.manifest import Manifest
+from preprocess.options import PackConfig
+from preprocess.shard import write_shard
+from preprocess.task import PLAN
 from preprocess.verify import verify
-from preprocess.writer import CRASHED, PLAN, REFUSED, Packed, Stopped, default_shard_clips, pack, write_shard
+from preprocess.writer import REFUSED, Packed, Stopped, default_shard_clips, pack
 from tests.conftest import tone, write_wav
 
 CONFIG = PackConfig(frontends=(load_frontend("logmel64"),))
@@ -135,8 +138,8 @@ def test_an_unfinished_shard_is_done_again(source: Path, tmp_path: Path):
 
 def test_the_map_grows_and_transactions_are_cut(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run(source, tmp_path / "whole")
-    monkeypatch.setattr(preprocess.writer, "_MAP_BYTES", 2**15)
-    monkeypatch.setattr(preprocess.writer, "_RECORDS_PER_TRANSACTION", 2)
+    monkeypatch.setattr(preprocess.shard, "_MAP_BYTES", 2**15)
+    monkeypatch.setattr(preprocess.shard, "_RECORDS_PER_TRANSACTION", 2)
     run(source, tmp_path / "store")
     assert verify(tmp_path / "store") == []
     with Store(tmp_path / "store") as small, Store(tmp_path / "whole") as whole:
@@ -158,10 +161,16 @@ def test_a_folder_with_other_things_is_left_alone(source: Path, tmp_path: Path):
 def test_two_processes_do_not_pack_into_one_folder(source: Path, tmp_path: Path):
     store = tmp_path / "store"
     store.mkdir()
-    with (store / PLAN).open("a+b") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    code = "import fcntl, sys; f = open(sys.argv[1], 'a+b'); fcntl.lockf(f, fcntl.LOCK_EX, 1, 3); print(flush=True)"
+    other = subprocess.Popen(
+        [sys.executable, "-c", f"{code}; input()", str(store / PLAN)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with other:
+        assert other.stdout is not None
+        other.stdout.readline()
         with pytest.raises(UserError, match="another process is packing"):
             run(source, store)
+        other.communicate(b"\n")
     assert run(source, store).packed == 9
 
 
@@ -204,7 +213,7 @@ def test_a_clip_is_refused_when_a_process_died_on_it_twice(source: Path, tmp_pat
         ["c5", "train", "v.mp4", "worker_crash", "the process ended by SIGSEGV"],
     ]
     assert engine.tried.count("c1") == 2, "the suspect was not tried before its shard was written"
-    assert not (tmp_path / "store" / CRASHED).exists() and verify(tmp_path / "store") == []
+    assert not list((tmp_path / "store").glob("*.crashed.json")) and verify(tmp_path / "store") == []
 
 
 def test_deaths_are_remembered_when_packing_goes_on(source: Path, tmp_path: Path):

@@ -1,0 +1,171 @@
+"""Packing processes: tasks in, reports out; and the desk that hands out tasks and knows what to do when one dies.
+
+A process that dies, or whose code fails, on a clip takes no more with it than its shard: the shard is begun again, and
+a clip that this happens to again and again is refused.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from configs.errors import UserError
+from preprocess.task import Crashed, Report, ShardTask
+
+_STOP_S = 5.0
+_DEATHS_IN_A_ROW = 20
+
+
+class PackingProcess:
+    """A process of this machine that packs one shard after another. It leaves when this side of the connection goes."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        code = "import sys; from preprocess.process import serve; serve(int(sys.argv[1]))"
+        # A new program, not a fork: decoders and torch keep threads that a fork would copy in any state. In a process
+        # group of its own: Ctrl-C reaches every process of the terminal's, and this one is stopped by us.
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)},
+                process_group=0,
+            )
+        self.connection = Connection(ours.detach())
+        self.pid = self._process.pid
+
+    def give(self, task: ShardTask | None) -> None:
+        """The next task, or None to leave. That the process is gone is found when it is read."""
+        with contextlib.suppress(ConnectionError):
+            self.connection.send(task)
+
+    def read(self) -> tuple[str, str] | None:
+        """The next report, or None if the process is gone.
+
+        Besides those of `Report`: ("ready", "") before the first task, ("wrong", text of a UserError), ("failed",
+        traceback).
+        """
+        try:
+            return self.connection.recv()
+        except (EOFError, ConnectionError):
+            return None
+
+    def ended(self) -> str:
+        """How the process ended; one that does not is killed."""
+        try:
+            self._process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self.connection.close()
+        code = self._process.returncode
+        return (
+            f"the process ended by {signal.Signals(-code).name}" if code < 0 else f"the process ended with code {code}"
+        )
+
+    def stop(self) -> None:
+        """Ask the process to end, without waiting for it."""
+        self._process.terminate()
+
+
+def serve(descriptor: int) -> None:
+    """The life of a packing process, until there are no more tasks or the other side is gone."""
+    import cv2
+
+    from preprocess.shard import write_shard  # here, because only packing processes need torch and its memory
+
+    connection = Connection(descriptor)
+    cv2.setNumThreads(1)
+    understood = False
+    try:
+        # The task is sent on request: sending it to a process that still imports would hold up the start of the next.
+        connection.send(("ready", ""))
+        while (task := connection.recv()) is not None:
+            write_shard(task, lambda kind, what: connection.send((kind, what)))
+        understood = True
+    except (EOFError, ConnectionError):
+        understood = True  # nobody is there to be told
+    except UserError as error:
+        understood = True
+        connection.send(("wrong", str(error)))
+    finally:
+        if not understood:
+            connection.send(("failed", traceback.format_exc()))
+
+
+@dataclass
+class Seat:
+    """What a packing process is at: its task, the clip of it that it said last, and the failure that ends it."""
+
+    task: ShardTask | None = None
+    clip_id: str | None = None
+    failure: str = ""
+
+
+class Desk:
+    """The tasks to do, and what follows from what packing processes say, wherever they run."""
+
+    def __init__(self, tasks: Sequence[ShardTask], report: Report, crashed: Crashed) -> None:
+        self._queue = deque(tasks)
+        self._left = len(tasks)
+        self._report = report
+        self._crashed = crashed
+        self._deaths = 0
+
+    @property
+    def waiting(self) -> int:
+        """Tasks that nobody is at."""
+        return len(self._queue)
+
+    @property
+    def done(self) -> bool:
+        """Whether all tasks are finished."""
+        return not self._left
+
+    def take(self, seat: Seat) -> ShardTask | None:
+        """The next task of a seat, or None if there is nothing to do."""
+        seat.task, seat.clip_id = self._queue.popleft() if self._queue else None, None
+        return seat.task
+
+    def hear(self, seat: Seat, kind: str, what: str) -> bool:
+        """Take note of a report. True if the process wants a task. Raises: UserError for ("wrong", text)."""
+        if kind == "wrong":
+            raise UserError(what)
+        if kind == "failed":
+            seat.failure = what
+            return False  # the process ends by itself
+        if kind != "ready":
+            self._report(kind, what)
+        seat.clip_id = what if kind == "clip" else None
+        if kind in ("packed", "refused", "shard"):
+            self._deaths = 0
+        if kind == "shard":
+            self._left -= 1
+        return kind in ("ready", "shard")
+
+    def lost(self, seat: Seat, detail: str) -> None:
+        """Do what is to be done when the process of a seat has ended.
+
+        detail: how. Raises: UserError if processes end again and again without packing a clip.
+        """
+        if seat.failure and seat.clip_id is None:
+            raise RuntimeError(f"a packing process failed:\n{seat.failure}")
+        self._deaths += 1
+        if self._deaths > _DEATHS_IN_A_ROW:
+            raise UserError(
+                f"packing processes ended {self._deaths} times without packing a clip ({detail}). If this is for lack "
+                f"of memory, use fewer --workers. What is packed stays\n{seat.failure}".rstrip()
+            )
+        if seat.task is not None and seat.clip_id is not None:
+            seat.task = self._crashed(seat.task, seat.clip_id, seat.failure.strip().rpartition("\n")[2] or detail)
+        if seat.task is not None:
+            self._queue.appendleft(seat.task)
