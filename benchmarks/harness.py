@@ -71,10 +71,11 @@ def measure(
 def half_interval(values: Sequence[float]) -> float:
     """Half the width of the 95% interval of the mean, by Student's t."""
     freedom = len(values) - 1
-    # Cornish-Fisher: within 0.5% of the true quantile from six degrees of freedom on; below, the true values.
+    # Cornish-Fisher: within 0.2% of the true quantile from five degrees of freedom on; below, the true values.
     z = 1.959964
     series = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-    t = {2: 4.3027, 3: 3.1824, 4: 2.7764, 5: 2.5706}.get(freedom, series)
+    series += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+    t = {2: 4.3027, 3: 3.1824, 4: 2.7764}.get(freedom, series)
     return t * statistics.stdev(values) / math.sqrt(len(values))
 
 

@@ -14,7 +14,7 @@ def test_the_interval_is_students(count: int, quantile: float):
     values = [0.0, 2.0] * (count // 2) + [1.0] * (count % 2)
     mean = sum(values) / count
     deviation = (sum((value - mean) ** 2 for value in values) / (count - 1)) ** 0.5
-    assert half_interval(values) == pytest.approx(quantile * deviation / count**0.5, rel=0.005)
+    assert half_interval(values) == pytest.approx(quantile * deviation / count**0.5, rel=0.002)
 
 
 def test_a_figure_needs_rounds():
