@@ -39,7 +39,10 @@ def _info(options: argparse.Namespace, rest: list[str]) -> int:
     table.add_row("pictures", f"{', '.join(frames['frames'])}; {size_text}")
     for name, item in manifest["frontends"].items():
         bins = f"{item['mel_bins']} mel" if item["mel_bins"] else f"{item['n_fft'] // 2 + 1} linear"
-        table.add_row(f"front-end {name}", f"{bins} bins every {1000 * item['hop'] / item['sample_rate_hz']:.4g} ms")
+        stored = manifest["spectrogram_storage"][name]
+        bits = "16 bits" if stored["dtype"] == "float16" else f"8 bits, off by {stored['max_error']:.3g} at most"
+        every = f"every {1000 * item['hop'] / item['sample_rate_hz']:.4g} ms"
+        table.add_row(f"front-end {name}", f"{bins} bins {every}, {bits}")
     waveform = manifest["waveform"]
     table.add_row("waveform", f"16 bit at {waveform['sample_rate_hz']} Hz" if waveform else "none")
     table.add_row("versions", ", ".join(f"{name} {text}" for name, text in manifest["versions"].items()))

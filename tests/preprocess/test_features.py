@@ -6,12 +6,16 @@ import torch
 
 from configs.load import load_frontend
 from pipeline.frontends import log_spectrogram
-from preprocess.features import Resampled, spectrograms
+from preprocess.features import Resampled, spectrogram, storage
 from preprocess.media import Sound, read_sound
 from tests.conftest import tone, write_wav
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "preprocess" / "ez_vsl_stereo.npz"
 """What the authors' reader makes of the middle 3 s of a stereo file, every 4th bin and frame, before their / 12."""
+
+
+def noise_samples(count: int) -> np.ndarray:
+    return np.round(np.random.default_rng(5).normal(0, 8000, count)).clip(-32768, 32767).astype(np.int16)
 
 
 def sound_of(samples: np.ndarray, rate_hz: int) -> Sound:
@@ -37,17 +41,18 @@ def test_a_spectrogram_is_made_from_the_sounds_own_rate():
     config = load_frontend("logmel").model_copy(update={"name": "wide", "sample_rate_hz": 44100})
     sound = Resampled(sound_of(tone(1.0, 44100, 10_000)[:, 0], 44100))
     assert len(sound.waveform(16000)) == 16000 and np.abs(sound.waveform(16000)[1000:-1000]).max() < 150
-    stored = spectrograms(sound, [config, load_frontend("logmel")])
-    assert stored["wide"].dtype == np.float16 and stored["wide"].shape == (276, 128)
-    assert stored["logmel"].shape == (101, 128)
-    assert stored["wide"][100].max() > 3 and stored["logmel"][50].max() < -5
+    wide, _ = spectrogram(sound, config, "float16")
+    narrow, _ = spectrogram(sound, load_frontend("logmel"), "float16")
+    assert wide.dtype == np.float16 and wide.shape == (276, 128)
+    assert narrow.shape == (101, 128)
+    assert wide[100].max() > 3 and narrow[50].max() < -5
 
 
 @pytest.mark.parametrize("name", ["logmel", "logmel64", "ez_vsl"])
 def test_a_very_short_sound_gives_a_segment(name: str):
     config = load_frontend(name)
     samples = tone(0.015, 16000)[:, 0]
-    stored = spectrograms(Resampled(sound_of(samples, 16000)), [config])[name]
+    stored, _ = spectrogram(Resampled(sound_of(samples, 16000)), config, "float16")
     assert stored.shape == (config.frames(config.n_fft), config.bins) and np.isfinite(stored).all()
     tiled = torch.from_numpy(np.tile(samples, 5)[: config.n_fft] / np.float32(32767))
     np.testing.assert_allclose(stored, log_spectrogram(tiled, config).numpy(), atol=8e-3)
@@ -56,3 +61,21 @@ def test_a_very_short_sound_gives_a_segment(name: str):
 def test_the_waveform_at_its_own_rate_is_the_sound_itself():
     samples = np.random.default_rng(0).integers(-32767, 32768, 5000).astype(np.int16)
     assert (Resampled(sound_of(samples, 16000)).waveform(16000) == samples).all()
+
+
+@pytest.mark.parametrize("name", ["logmel", "ez_vsl", "jsa"])
+def test_what_storage_costs(name: str):
+    config = load_frontend(name)
+    samples = np.concatenate([np.zeros(4000, np.int16), tone(1.0, 16000)[:, 0], noise_samples(16000)])
+    sound = Resampled(sound_of(samples, 16000))
+    exact = log_spectrogram(sound.at(16000), config).numpy()
+    half, unmeasured = spectrogram(sound, config, "float16")
+    # Half a step of float16 between 16 and 32: ln(1e-7) is -16.1.
+    assert np.abs(half - exact).max() <= 2**-7 and unmeasured is None
+    codes, error = spectrogram(sound, config, "uint8")
+    assert error is not None
+    said = storage(config, "uint8", [error, error / 2])
+    decoded = said["low"] + codes.astype(np.float64) * (said["high"] - said["low"]) / 255
+    assert np.abs(decoded - exact).max() == pytest.approx(error, abs=1e-5)
+    assert error == said["max_error"] <= (said["high"] - said["low"]) / 510 + 1e-5
+    assert storage(config, "float16", []) == {"dtype": "float16"}
