@@ -100,7 +100,7 @@ def code_range(config: FrontendConfig) -> tuple[float, float]:
     sound within [-1, 1] exceeds.
     """
     window = _window(config, torch.device("cpu")).double()  # pyright: ignore[reportArgumentType]
-    # Cauchy-Schwarz; taking the mean away only lowers a segment's energy. By Parseval it bounds the sum of all bins too.
+    # Cauchy-Schwarz; taking the mean away only lowers the energy. By Parseval it bounds the sum over all bins too.
     energy = config.n_fft * window.square().sum().item()
     highest = energy if config.remove_mean else min(energy, window.sum().item() ** 2)
     if config.mel_bins:
