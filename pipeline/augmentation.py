@@ -5,6 +5,7 @@ An augmentation is one file in `pipeline/augment` with one class below one of th
     Crop                which pixels of the stored frame become the picture        at most one
     TimeCrop            which part of the sound becomes the window                 at most one
     ImageAugmentation   the picture, uint8 and already at its final size           in the order of the config
+                        (and the flow with it, where things move in the picture)
     SoundAugmentation   the log-spectrogram, on the device                         in the order of the config
 
 Every number is drawn on the CPU from (seed, epoch, clip), before any loader sees the clip, so all loaders do the same.
@@ -18,6 +19,8 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
+from configs.errors import UserError
+from configs.resolve import resolve
 from configs.schema import ComponentConfig
 from pipeline.sampler import Draws
 
@@ -64,7 +67,7 @@ class TimeCrop(Augmentation):
 
 
 class ImageAugmentation(Augmentation):
-    """Changes a picture `(S, S, 3)` uint8 RGB. A parameter `(B, n)` reaches the functions as n numbers, one clip's."""
+    """Changes a picture `(S, S, 3)` uint8 RGB, in three ways that give the same picture up to rounding."""
 
     @abstractmethod
     def dali(self, images: Any, parameters: Parameters) -> Any:
@@ -72,7 +75,17 @@ class ImageAugmentation(Augmentation):
 
     @abstractmethod
     def reference(self, image: np.ndarray, parameters: Parameters) -> np.ndarray:
-        """The changed picture of one clip; may write to `image`."""
+        """The changed picture of one clip, by OpenCV; may write to `image`. `parameters` are that clip's."""
+
+    @abstractmethod
+    def batched(self, images: Tensor, parameters: Parameters) -> Tensor:
+        """The changed `(B, S, S, 3)` uint8 on their device; `parameters` are tensors on it. May write to `images`."""
+
+    def move(self, flow: Tensor, parameters: Parameters, signed: bool) -> Tensor:
+        """The flow `(B, 2, S, S)` of the changed pictures; signed: its values are displacements, not the published
+        codes. The same flow, unless the augmentation moves things.
+        """
+        return flow
 
 
 class SoundAugmentation(Augmentation):
@@ -81,3 +94,19 @@ class SoundAugmentation(Augmentation):
     @abstractmethod
     def apply(self, log_power: Tensor, parameters: Parameters, clips: Clips) -> Tensor:
         """The changed `(B, T, F)`; may write to `log_power`. `parameters` are tensors on its device."""
+
+
+class Recipe:
+    """The augmentations of one view, sorted by kind; None or empty where there is none of a kind."""
+
+    def __init__(self, parts: Mapping[str, ComponentConfig], where: str) -> None:
+        """Raises: UserError naming `where` if two of `parts` crop the same thing."""
+        chosen = [(name, resolve("pipeline.augment", name)(config)) for name, config in parts.items()]
+        for kind in (Crop, TimeCrop):
+            names = [name for name, part in chosen if isinstance(part, kind)]
+            if len(names) > 1:
+                raise UserError(f"{where} has {' and '.join(names)}, but only one can be; remove one with =null")
+        self.crop = next((part for _, part in chosen if isinstance(part, Crop)), None)
+        self.time_crop = next((part for _, part in chosen if isinstance(part, TimeCrop)), None)
+        self.image = [part for _, part in chosen if isinstance(part, ImageAugmentation)]
+        self.sound = [part for _, part in chosen if isinstance(part, SoundAugmentation)]

@@ -8,7 +8,9 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from configs.schema import ComponentConfig
 from pipeline.augmentation import Clips, ImageAugmentation, Parameters
@@ -17,6 +19,10 @@ from pipeline.sampler import Draws
 # RGB to luma and two chroma axes, with DALI's rounded coefficients.
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
 _RGB = np.linalg.inv(_YIQ)
+# What of a colour stays, what saturation times the cosine of the hue keeps of it, and what times the sine turns it.
+_LUMA = np.outer(_RGB[:, 0], _YIQ[0])
+_KEPT = _RGB[:, 1:] @ _YIQ[1:]
+_TURNED = np.outer(_RGB[:, 1], _YIQ[2]) - np.outer(_RGB[:, 2], _YIQ[1])
 _GREY = 128.0
 
 
@@ -45,13 +51,29 @@ class ColorJitter(ImageAugmentation):
         return fn.color_twist(images, **parameters)
 
     def reference(self, image: np.ndarray, parameters: Parameters) -> np.ndarray:
-        return cv2.transform(image, color_matrix(**{name: float(value) for name, value in parameters.items()}))
+        values = {name: float(value) for name, value in parameters.items()}
+        if all(values[name] == 1 for name in ("brightness", "contrast", "saturation")) and values["hue"] == 0:
+            return image
+        return cv2.transform(image, color_matrix(**values))
+
+    def batched(self, images: Tensor, parameters: Parameters) -> Tensor:
+        return twist(images, **parameters)
 
 
 def color_matrix(brightness: float, contrast: float, saturation: float, hue: float) -> np.ndarray:
     """`(3, 4)` float32: what to multiply (R, G, B, 1) with, for factors and a hue in degrees."""
-    angle = np.deg2rad(-hue)
-    cos, sin = np.cos(angle), np.sin(angle)
-    turn = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
-    linear = brightness * contrast * _RGB @ turn @ np.diag([1, saturation, saturation]) @ _YIQ
-    return np.c_[linear, np.full(3, brightness * (_GREY - _GREY * contrast))].astype(np.float32)
+    angle = np.deg2rad(hue)
+    linear = _LUMA + saturation * np.cos(angle) * _KEPT + saturation * np.sin(angle) * _TURNED
+    offset = np.full(3, brightness * (_GREY - _GREY * contrast))
+    return np.c_[brightness * contrast * linear, offset].astype(np.float32)
+
+
+def twist(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
+    """`(B, S, S, 3)` uint8 by the matrices of B clips; every parameter is `(B,)` float32."""
+    luma, kept, turned = (torch.from_numpy(part).float().to(images.device) for part in (_LUMA, _KEPT, _TURNED))
+    cos, sin = torch.cos(torch.deg2rad(hue)), torch.sin(torch.deg2rad(hue))
+    linear = luma + (saturation * cos)[:, None, None] * kept + (saturation * sin)[:, None, None] * turned
+    linear = (brightness * contrast)[:, None, None] * linear
+    offset = brightness * (_GREY - _GREY * contrast)
+    colours = images.flatten(1, 2).float() @ linear.mT + offset[:, None, None]
+    return colours.round_().clamp_(0, 255).to(torch.uint8).view_as(images)

@@ -4,7 +4,9 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from configs.schema import ComponentConfig
 from pipeline.augmentation import Clips, ImageAugmentation, Parameters
@@ -25,3 +27,13 @@ class Flip(ImageAugmentation):
 
     def reference(self, image: np.ndarray, parameters: Parameters) -> np.ndarray:
         return cv2.flip(image, 1) if parameters["on"] else image
+
+    def batched(self, images: Tensor, parameters: Parameters) -> Tensor:
+        return torch.where(parameters["on"].bool()[:, None, None, None], images.flip(2), images)
+
+    def move(self, flow: Tensor, parameters: Parameters, signed: bool) -> Tensor:
+        """What moved to the right moves to the left; the published codes know no direction and keep their values."""
+        mirrored = flow.flip(3)
+        if signed:
+            mirrored[:, 0].neg_()
+        return torch.where(parameters["on"].bool()[:, None, None, None], mirrored, flow)

@@ -1,4 +1,4 @@
-"""A square crop of nearly the whole short side, as EZ-VSL and its followers train."""
+"""A crop of nearly the whole short side, as EZ-VSL and its followers train."""
 
 import numpy as np
 from pydantic import Field
@@ -11,14 +11,18 @@ from pipeline.sampler import Draws
 class RandomCrop(Crop):
     class Config(ComponentConfig):
         margin: float = Field(1.1, ge=1, description="the short side is brought to int(margin * size_px), then cropped")
+        keep_aspect: bool = Field(True, description="false: as if the picture were squashed to a square first (VCS)")
 
     def draw(self, draws: Draws, clips: Clips) -> dict[str, np.ndarray]:
         """The authors' "short side to 246, then crop 224 anywhere" as one square of the stored frame: side
         short * 224 / 246, position uniform over all that fit.
         """
-        short = np.minimum(clips.width, clips.height)
-        side = np.rint(short * clips.size_px / int(clips.size_px * self.config.margin)).astype(np.int64).clip(1, short)
-        position = draws.uniform("random_crop/position", 2)
-        room = np.stack([clips.height - side + 1, clips.width - side + 1], 1)
-        start = np.floor(position * room).astype(np.int32)
-        return {"start": start, "shape": np.stack([side, side], 1).astype(np.int32)}
+        if self.config.keep_aspect:
+            sides = np.minimum(clips.width, clips.height)[:, None].repeat(2, 1)
+        else:
+            sides = np.stack([clips.height, clips.width], 1)
+        shape = np.rint(sides * clips.size_px / int(clips.size_px * self.config.margin)).astype(np.int64)
+        shape = shape.clip(1, sides)
+        room = np.stack([clips.height, clips.width], 1) - shape + 1
+        start = np.floor(draws.uniform("random_crop/position", 2) * room)
+        return {"start": start.astype(np.int32), "shape": shape.astype(np.int32)}

@@ -14,6 +14,9 @@ from pipeline.loaders.dali import import_dali
 from pipeline.sampler import Draws, clip_keys
 
 COUNT = 6000
+IMAGE_PARTS = [
+    name for name in names("pipeline.augment") if issubclass(resolve("pipeline.augment", name), ImageAugmentation)
+]
 
 
 def make(name: str, **options: Any) -> Any:
@@ -74,10 +77,7 @@ def test_every_augmentation_keeps_the_contract(name: str):
         assert (drawn["start"] <= np.maximum(known.frames - known.window, 0)).all()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name for name in names("pipeline.augment") if issubclass(resolve("pipeline.augment", name), ImageAugmentation)],
-)
+@pytest.mark.parametrize("name", IMAGE_PARTS)
 def test_dali_and_reference_change_a_picture_alike(name: str):
     dali = import_dali()
     fn, types = dali.fn, dali.types
@@ -94,6 +94,7 @@ def test_dali_and_reference_change_a_picture_alike(name: str):
             batch=True,
             dtype=[types.UINT8, *(dtypes[value.dtype] for value in drawn.values())],
             ndim=[3, *(value.ndim - 1 for value in drawn.values())],
+            layout=["HWC", *(None for _ in drawn)],
         )
         return part.dali(images, dict(zip(drawn, nodes)))
 
@@ -103,6 +104,19 @@ def test_dali_and_reference_change_a_picture_alike(name: str):
     assert found.dtype == wanted.dtype == np.uint8 and found.shape == wanted.shape
     assert np.abs(found.astype(int) - wanted).max() <= 1  # rounding; at most 1 of 255 was measured
     assert any(not np.array_equal(wanted[row], pictures[row]) for row in range(count))
+
+
+@pytest.mark.parametrize("name", IMAGE_PARTS)
+def test_a_whole_batch_changes_as_its_pictures_do(name: str):
+    part, count = make(name), 32
+    pictures = np.random.default_rng(2).integers(0, 256, (count, 24, 24, 3), np.uint8)
+    drawn = part.draw(draws(count), clips(count))
+    rows = [{key: value[row] for key, value in drawn.items()} for row in range(count)]
+    wanted = np.stack([part.reference(pictures[row].copy(), rows[row]) for row in range(count)])
+    tensors = {key: torch.from_numpy(value) for key, value in drawn.items()}
+    found = part.batched(torch.from_numpy(pictures.copy()), tensors).numpy()
+    assert found.dtype == np.uint8 and found.shape == wanted.shape
+    assert np.abs(found.astype(int) - wanted).max() <= 1
 
 
 def largest_gap(a: np.ndarray, b: np.ndarray) -> float:
