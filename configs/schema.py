@@ -146,6 +146,9 @@ class ImageConfig(Config):
     )
     interpolation: Literal["linear", "cubic"] = "linear"
     antialias: bool = Field(default=False, description="widen the filter when shrinking, as PIL always does")
+    pixels: Literal["any", "jpeg", "raw"] = Field(
+        default="any", description="which stored form of the pictures to read; any: raw pixels where there are some"
+    )
 
 
 class AudioConfig(Config):
@@ -162,6 +165,9 @@ class DataConfig(Config):
     image: ImageConfig = ImageConfig()
     audio: AudioConfig = Field(default_factory=lambda: AudioConfig.model_validate({"frontend": "ez_vsl"}))
     augment: named_parts("pipeline.augment") = {}  # type: ignore[valid-type]
+    views: list[named_parts("pipeline.augment")] = Field(  # type: ignore[valid-type]
+        default=[], description="augmentations of a clip's second, third, ... view; missing ones: as `augment`"
+    )
     loader: named("pipeline.loaders") = "dali"  # type: ignore[valid-type]
 
 
@@ -217,6 +223,7 @@ class EvaluateConfig(Config):
     sets: Annotated[dict[str, EvaluateSet], BeforeValidator(_known_sets)] = {}
     protocol: named("model.protocols") = "ez_vsl"  # type: ignore[valid-type]
     metrics: named_parts("model.metrics") = {"ciou": {}, "pointing": {}}  # type: ignore[valid-type]
+    refine: named_parts("model.refine") = Field({}, description="further maps to score, mixed from several")  # type: ignore[valid-type]
     batch_size: int = Field(default=64, ge=1)
     bootstrap: int = Field(default=1000, ge=0, description="resamples of the clips for the 95% interval")
     gallery: int = Field(default=12, ge=0, description="clips a section of the report: best, median, worst, random")

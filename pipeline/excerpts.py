@@ -9,7 +9,7 @@ import numpy as np
 from configs.errors import UserError
 from configs.schema import ImageConfig
 from pipeline.batch import Truth
-from pipeline.loader import nearest_frame, truth_of
+from pipeline.source import nearest_frame, truth_of
 from pipeline.store import Store
 
 SOUND_S = 10.0

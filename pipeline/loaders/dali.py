@@ -13,7 +13,8 @@ from pydantic import Field
 from configs.errors import UserError
 from configs.schema import ComponentConfig
 from pipeline.batch import Batch
-from pipeline.loader import ClipSource, LoaderRequest, PlannedLoader, Sheet
+from pipeline.loader import PlannedLoader
+from pipeline.source import Blobs, ClipSource, LoaderRequest, PictureView, Sheet
 
 
 class DaliLoader(PlannedLoader):
@@ -23,7 +24,7 @@ class DaliLoader(PlannedLoader):
 
     class Config(ComponentConfig):
         threads: int = Field(2, ge=1, description="CPU threads of DALI; on a GPU they decode the engines' rest")
-        prefetch: int = Field(2, ge=1, description="batches under way while one is used")
+        prefetch: int = Field(2, ge=1, description="batches in DALI's queue, and again finished ones behind it")
         decode: Literal["roi", "full"] = Field("roi", description="decode only the crop, or all and cut")
         hw_decoder_load: float = Field(0.65, ge=0, le=1, description="share of the pictures for the JPEG engines")
 
@@ -34,26 +35,19 @@ class DaliLoader(PlannedLoader):
         self._dali = import_dali()
         self.source = ClipSource(request)
         try:
-            super().__init__(self.source.plan)
+            super().__init__(self.source.plan, ahead=config.prefetch)
             self._sheets: Iterator[Sheet] = iter(())
-            self._running: deque[Sheet] = deque()
+            self._running: deque[tuple[Sheet, Blobs]] = deque()
             self._pipeline: Any = self._build()
         except BaseException:
             self.source.close()
             raise
 
     def _build(self) -> Any:
-        fn, types = self._dali.fn, self._dali.types
         source, config = self.source, self.config
         gpu = self._device.type == "cuda"
-        image = source.request.data.image
         probe = source.sheet(0, np.arange(source.plan.count), 0, 0)
-        samples = _outputs(probe)
-        dtypes = {
-            np.dtype(name): getattr(types, name.upper()) for name in ("uint8", "int16", "int32", "int64", "float16")
-        }
-        dtypes[np.dtype("float32")] = types.FLOAT
-        interpolation = {"linear": types.INTERP_LINEAR, "cubic": types.INTERP_CUBIC}[image.interpolation]
+        fed = _fed(probe, source.read(probe))
 
         @self._dali.pipeline_def(
             batch_size=source.plan.batch_size,
@@ -62,38 +56,75 @@ class DaliLoader(PlannedLoader):
             prefetch_queue_depth=config.prefetch,
         )
         def graph() -> tuple[Any, ...]:
-            jpegs, sounds, numbers, *rest = fn.external_source(
+            fn = self._dali.fn
+            nodes = fn.external_source(
                 source=self._feed,
-                num_outputs=len(samples),
+                num_outputs=len(fed),
                 batch=True,
                 no_copy=True,
-                dtype=[dtypes[each[0].dtype] for each in samples],
-                ndim=[each[0].ndim for each in samples],
+                dtype=[self._types()[each[0].dtype] for each in fed],
+                ndim=[each[0].ndim for each in fed],
+                layout=["HWC" if each[0].ndim == 3 else None for each in fed],
             )
-            rest = iter(rest)
-            decoder = {"device": "mixed", "hw_decoder_load": config.hw_decoder_load} if gpu else {"device": "cpu"}
-            if probe.crop is None:
-                images = fn.decoders.image(jpegs, **decoder)
-            else:
-                crop = {"start": next(rest), "shape": next(rest), "axis_names": "HW"}
-                if config.decode == "roi":
-                    images = fn.decoders.image_slice(jpegs, **crop, **decoder)
-                else:
-                    images = fn.slice(fn.decoders.image(jpegs, **decoder), **crop)
-            images = fn.resize(
-                images, size=(source.size_px, source.size_px), interp_type=interpolation, antialias=image.antialias
-            )
-            for part, parameters in zip(source.image_augmentations, probe.image):
-                images = part.dali(images, {name: next(rest) for name in parameters})
-            # A copy, because the fed window lies in the store, and a batch is one block of memory of its own.
-            return images, sounds.gpu() if gpu else fn.copy(sounds), fn.copy(numbers)
+            rest = iter(nodes)
+            numbers = next(rest)
+            outputs = []
+            for place, view in enumerate(probe.pictures):
+                pictures = next(rest)
+                crop = None if view.crop is None else {"start": next(rest), "shape": next(rest), "axis_names": "HW"}
+                parameters = [{name: next(rest) for name in drawn} for drawn in view.parameters]
+                images = self._resized(self._cut(pictures, crop, raw=source.raw))
+                for part, drawn in zip(view.recipe.image, parameters):
+                    images = part.dali(images, drawn)
+                outputs.append(images)
+                if source.with_flow and place == 0:
+                    axes = [
+                        self._resized(self._cut(next(rest), crop, raw=False, grey=True), dtype=self._dali.types.FLOAT)
+                        for _ in "xy"
+                    ]
+                    outputs.append(fn.cat(*axes, axis_name="C"))
+            # Copies, because the fed windows lie in the store, and a batch is one block of memory of its own.
+            outputs += [sounds.gpu() if gpu else fn.copy(sounds) for sounds in rest]
+            return *outputs, fn.copy(numbers)
 
         return graph()
 
+    def _types(self) -> dict[np.dtype, Any]:
+        types = self._dali.types
+        named = {
+            np.dtype(name): getattr(types, name.upper()) for name in ("uint8", "int16", "int32", "int64", "float16")
+        }
+        return named | {np.dtype("float32"): types.FLOAT}
+
+    def _cut(self, pictures: Any, crop: dict[str, Any] | None, *, raw: bool, grey: bool = False) -> Any:
+        """The node of the pictures' pixels inside the crop, on the device."""
+        fn, types, config = self._dali.fn, self._dali.types, self.config
+        gpu = self._device.type == "cuda"
+        if raw:
+            cut = pictures if crop is None else fn.slice(pictures, **crop)
+            return cut.gpu() if gpu else cut
+        decoder: dict[str, Any] = {"device": "cpu", "output_type": types.GRAY if grey else types.RGB}
+        if gpu:
+            decoder |= {"device": "mixed", "hw_decoder_load": config.hw_decoder_load}
+        if crop is None:
+            return fn.decoders.image(pictures, **decoder)
+        if config.decode == "roi":
+            return fn.decoders.image_slice(pictures, **crop, **decoder)
+        return fn.slice(fn.decoders.image(pictures, **decoder), **crop)
+
+    def _resized(self, pictures: Any, **options: Any) -> Any:
+        types, image = self._dali.types, self.source.request.data.image
+        interpolation = {"linear": types.INTERP_LINEAR, "cubic": types.INTERP_CUBIC}[image.interpolation]
+        size = (self.source.size_px, self.source.size_px)
+        return self._dali.fn.resize(
+            pictures, size=size, interp_type=interpolation, antialias=image.antialias, **options
+        )
+
     def _feed(self) -> list[Any]:
         sheet = next(self._sheets)  # StopIteration is what DALI expects at the end
-        self._running.append(sheet)
-        return _outputs(sheet)
+        blobs = self.source.read(sheet)
+        self._running.append((sheet, blobs))
+        return _fed(sheet, blobs)
 
     def _begin(self, epoch: int, first: int, steps: int) -> None:
         self._drain()
@@ -109,14 +140,18 @@ class DaliLoader(PlannedLoader):
         try:
             outputs = self._pipeline.share_outputs(stream)
         except RuntimeError as error:
-            raise (self.source.undecodable(self._running[0]) or error) from error
-        sheet = self._running.popleft()
+            sheet, blobs = self._running[0]
+            raise (self.source.undecodable(blobs, sheet) or error) from error
+        sheet, blobs = self._running.popleft()
         with nullcontext() if stream is None else torch.cuda.device(self._device):
-            image, sound, numbers = (torch.from_dlpack(output.as_tensor()) for output in outputs)
+            *tensors, numbers = (torch.from_dlpack(output.as_tensor()) for output in outputs)
         self._pipeline.release_outputs()
         self._pipeline.schedule_run()
         assert np.array_equal(numbers.numpy(), sheet.numbers), "the pictures are not those of the planned clips"
-        return self.source.batch(sheet, image, sound)
+        self.bytes_read += blobs.nbytes()
+        flow = tensors.pop(1) if self.source.with_flow else None
+        views = len(sheet.pictures)
+        return self.source.batch(sheet, tensors[:views], tensors[views:], flow)
 
     def _drain(self) -> None:
         while not self._pipeline.empty():
@@ -132,6 +167,13 @@ class DaliLoader(PlannedLoader):
         self._running.clear()
         self.source.close()
 
+    def describe(self) -> dict[str, Any]:
+        where = f"cuda:{self._device.index}, {self.config.hw_decoder_load:g} on its JPEG engines"
+        decoder = f"DALI {self._dali.__version__} on {where if self._device.type == 'cuda' else 'cpu'}"
+        crops = {"roi": "crops only", "full": "whole pictures"}[self.config.decode]
+        decoded = "nothing" if self.source.raw else f"{crops}, by {decoder}"
+        return {"loader": "dali", **self.source.describe(), "decodes": decoded, "threads": self.config.threads}
+
 
 def import_dali() -> Any:
     """The module `nvidia.dali`. Raises: UserError if it is not installed."""
@@ -144,7 +186,15 @@ def import_dali() -> Any:
         ) from error
 
 
-def _outputs(sheet: Sheet) -> list[Any]:
-    """What a sheet feeds to the graph: an array or a list of arrays for each input, in the order of the graph."""
-    parameters = [value for each in sheet.image for value in each.values()]
-    return [sheet.jpegs, sheet.sounds, sheet.numbers, *(sheet.crop or ()), *parameters]
+def _fed(sheet: Sheet, blobs: Blobs) -> list[Any]:
+    """What a batch feeds to the graph: an array or a list of arrays for each input, in the order of the graph."""
+    fed: list[Any] = [sheet.numbers]
+    for place, (view, pictures) in enumerate(zip(sheet.pictures, blobs.pictures)):
+        fed += [pictures, *_numbers(view)]
+        if blobs.flow is not None and place == 0:
+            fed += blobs.flow
+    return fed + blobs.sounds
+
+
+def _numbers(view: PictureView) -> list[np.ndarray]:
+    return [*(view.crop or ()), *(value for drawn in view.parameters for value in drawn.values())]

@@ -3,6 +3,8 @@
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,21 +13,34 @@ from pydantic import Field
 
 from configs.schema import ComponentConfig, ImageConfig
 from pipeline.batch import Batch
-from pipeline.loader import ClipSource, LoaderRequest, PlannedLoader, Sheet
+from pipeline.loader import PlannedLoader
+from pipeline.source import Blobs, ClipSource, LoaderRequest, PictureView, Sheet
+
+
+@dataclass(kw_only=True)
+class _Running:
+    """A batch in work: what is filled in, and the tasks that do it."""
+
+    sheet: Sheet
+    blobs: Blobs
+    images: list[np.ndarray]
+    sounds: list[np.ndarray]
+    flow: np.ndarray | None
+    tasks: list[Future[None]]
 
 
 class ReferenceLoader(PlannedLoader):
     class Config(ComponentConfig):
         workers: int = Field(2, ge=1, description="threads; OpenCV decodes and resizes outside Python's lock")
-        prefetch: int = Field(2, ge=1, description="batches under way while one is used")
+        prefetch: int = Field(2, ge=1, description="batches that are decoded, and again finished ones behind them")
 
     def __init__(self, config: Config, request: LoaderRequest) -> None:
         self.source = ClipSource(request)
-        super().__init__(self.source.plan)
+        super().__init__(self.source.plan, ahead=config.prefetch)
         self.config = config
         self._threads = ThreadPoolExecutor(config.workers, "whence-reference")
         self._sheets: Iterator[Sheet] = iter(())
-        self._running: deque[tuple[Sheet, np.ndarray, list[Future[None]]]] = deque()
+        self._running: deque[_Running] = deque()
 
     def _begin(self, epoch: int, first: int, steps: int) -> None:
         self._drop()
@@ -38,39 +53,67 @@ class ReferenceLoader(PlannedLoader):
         sheet = next(self._sheets, None)
         if sheet is None:
             return
+        blobs = self.source.read(sheet)
         count, size_px = len(sheet.numbers), self.source.size_px
-        images = np.empty((count, size_px, size_px, 3), np.uint8)
-        shares = [range(worker, count, self.config.workers) for worker in range(self.config.workers)]
-        self._running.append((sheet, images, [self._threads.submit(self._fill, sheet, images, s) for s in shares]))
+        running = _Running(
+            sheet=sheet,
+            blobs=blobs,
+            images=[np.empty((count, size_px, size_px, 3), np.uint8) for _ in sheet.pictures],
+            sounds=[np.empty((count, *windows[0].shape), windows[0].dtype) for windows in blobs.sounds],
+            flow=np.empty((count, size_px, size_px, 2), np.float32) if self.source.with_flow else None,
+            tasks=[],
+        )
+        self._running.append(running)
+        for worker in range(self.config.workers):
+            rows = range(worker, count, self.config.workers)
+            running.tasks.append(self._threads.submit(self._fill, running, rows))
 
-    def _fill(self, sheet: Sheet, images: np.ndarray, rows: range) -> None:
+    def _fill(self, running: _Running, rows: range) -> None:
+        sheet, blobs = running.sheet, running.blobs
         for row in rows:
-            picture = cv2.imdecode(sheet.jpegs[row], cv2.IMREAD_COLOR_RGB)
-            if picture is None:
-                error = self.source.undecodable(sheet)
-                assert error is not None
-                raise error
-            assert picture.shape[:2] == (sheet.clips.height[row], sheet.clips.width[row])
-            if sheet.crop is not None:
-                (y, x), (height, width) = sheet.crop[0][row], sheet.crop[1][row]
-                picture = picture[y : y + height, x : x + width]
-            picture = resize(picture, self.source.size_px, self.source.request.data.image)
-            for part, parameters in zip(self.source.image_augmentations, sheet.image):
-                picture = part.reference(picture, {name: value[row] for name, value in parameters.items()})
-            images[row] = picture
+            for view, pictures, images in zip(sheet.pictures, blobs.pictures, running.images):
+                picture = pictures[row] if self.source.raw else self._decoded(running, pictures[row], colour=True)
+                assert picture.shape[:2] == (view.clips.height[row], view.clips.width[row])
+                picture = self._resized(view, row, picture)
+                for part, parameters in zip(view.recipe.image, view.parameters):
+                    picture = part.reference(picture, {name: value[row] for name, value in parameters.items()})
+                images[row] = picture
+            if running.flow is not None and blobs.flow is not None:
+                for axis, jpegs in enumerate(blobs.flow):
+                    codes = self._decoded(running, jpegs[row], colour=False).astype(np.float32)
+                    running.flow[row, :, :, axis] = self._resized(sheet.pictures[0], row, codes)
+            for windows, sounds in zip(blobs.sounds, running.sounds):
+                sounds[row] = windows[row]
+
+    def _decoded(self, running: _Running, jpeg: np.ndarray, *, colour: bool) -> np.ndarray:
+        picture = cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB if colour else cv2.IMREAD_GRAYSCALE)
+        if picture is None:
+            error = self.source.undecodable(running.blobs, running.sheet)
+            assert error is not None
+            raise error
+        return picture
+
+    def _resized(self, view: PictureView, row: int, picture: np.ndarray) -> np.ndarray:
+        if view.crop is not None:
+            (y, x), (height, width) = view.crop[0][row], view.crop[1][row]
+            picture = picture[y : y + height, x : x + width]
+        return resize(picture, self.source.size_px, self.source.request.data.image)
 
     def _next(self) -> Batch:
-        sheet, images, tasks = self._running.popleft()
+        running = self._running.popleft()
         self._start_one()
-        for task in tasks:
+        for task in running.tasks:
             task.result()
+        self.bytes_read += running.blobs.nbytes()
         device = self.source.request.device
-        sounds = torch.from_numpy(np.stack(sheet.sounds))
-        return self.source.batch(sheet, torch.from_numpy(images).to(device), sounds.to(device))
+        images = [torch.from_numpy(images).to(device) for images in running.images]
+        sounds = [torch.from_numpy(sounds).to(device) for sounds in running.sounds]
+        flow = None if running.flow is None else torch.from_numpy(running.flow).to(device)
+        return self.source.batch(running.sheet, images, sounds, flow)
 
     def _drop(self) -> None:
         """Forget what is under way. Waits for it, because it reads the store in place."""
-        tasks = [task for _, _, each in self._running for task in each]
+        tasks = [task for running in self._running for task in running.tasks]
         self._running.clear()
         for task in tasks:
             if not task.cancel():
@@ -81,16 +124,21 @@ class ReferenceLoader(PlannedLoader):
         self._threads.shutdown()
         self.source.close()
 
+    def describe(self) -> dict[str, Any]:
+        decoded = "nothing" if self.source.raw else f"whole pictures, by OpenCV {cv2.__version__} on cpu"
+        return {"loader": "reference", **self.source.describe(), "decodes": decoded, "threads": self.config.workers}
+
 
 def resize(picture: np.ndarray, size_px: int, config: ImageConfig) -> np.ndarray:
-    """`(S, S, 3)` uint8 of a `(h, w, 3)` uint8 picture, as the config says."""
+    """`(S, S, ...)` of a `(h, w, ...)` uint8 or float32 picture, as the config says."""
     if not config.antialias:
         method = cv2.INTER_LINEAR if config.interpolation == "linear" else cv2.INTER_CUBIC
         return cv2.resize(picture, (size_px, size_px), interpolation=method)
+    planes = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(picture))).permute(2, 0, 1).unsqueeze(0)
     resized = torch.nn.functional.interpolate(
-        torch.from_numpy(picture).permute(2, 0, 1).unsqueeze(0),
+        planes,
         (size_px, size_px),
         mode="bilinear" if config.interpolation == "linear" else "bicubic",
         antialias=True,
     )
-    return resized[0].permute(1, 2, 0).numpy()
+    return resized[0].permute(1, 2, 0).numpy().reshape(size_px, size_px, *picture.shape[2:])

@@ -1,14 +1,17 @@
 """The same few batches over and over: what a model could do if loading took no time."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from pydantic import Field
 
 from configs.schema import ComponentConfig
 from pipeline.batch import Batch
-from pipeline.loader import LoaderRequest, PlannedLoader
+from pipeline.loader import PlannedLoader
 from pipeline.loaders.reference import ReferenceLoader
 from pipeline.sampler import Plan
+from pipeline.source import LoaderRequest
 
 
 class SyntheticLoader(PlannedLoader):
@@ -34,7 +37,7 @@ class SyntheticLoader(PlannedLoader):
             finally:
                 real.close()
         self._step = 0
-        super().__init__(plan)
+        super().__init__(plan, ahead=1)
 
     def _begin(self, epoch: int, first: int, steps: int) -> None:
         self._step = first // self.plan.global_batch
@@ -45,6 +48,9 @@ class SyntheticLoader(PlannedLoader):
 
     def _release(self) -> None:
         self._kept = []
+
+    def describe(self) -> dict[str, Any]:
+        return {"loader": "synthetic", "pictures": f"{len(self._kept)} batches over and over", "decodes": "nothing"}
 
 
 def noise(request: LoaderRequest, index: int) -> Batch:

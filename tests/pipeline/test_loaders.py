@@ -535,13 +535,14 @@ def test_what_the_store_lacks_is_said(tmp_path: Path, loader: str):
         train_loader(data_config(tmp_path / "nothing", loader))
     with pytest.raises(UserError, match="random_crop and random_resized_crop, but only one"):
         train_loader(data_config(store, loader, augment={"random_crop": {}, "random_resized_crop": {}}))
-    with pytest.raises(UserError, match="asks for flow, 2 image_views"):
-        build_loader(
-            data_config(store, loader),
-            InputSpec(fields=frozenset({"image", "flow"}), image_views=2),
-            "train",
-            train=True,
-        )
+    for spec, message in (
+        (InputSpec(fields=frozenset({"image", "flow"})), r"asks for optical flow .* --flow signed"),
+        (InputSpec(neighbours=1), r"asks for neighbours .* `python -m preprocess neighbours"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build_loader(data_config(store, loader), spec, "train", train=True)
+    with pytest.raises(UserError, match=r"pixels=raw, but .* as jpeg; pack .* --pixels raw or --pixels both"):
+        train_loader(data_config(store, loader, image={"size_px": 64, "pixels": "raw"}))
     with pytest.raises(UserError, match="shorter than one segment"):
         train_loader(data_config(store, loader, audio={"frontend": "ez_vsl", "duration_s": 0.01}))
     assert open_files(store) == []
@@ -554,10 +555,8 @@ def test_clips_that_differ_from_the_rest_are_named(tmp_path: Path, loader: str):
     with pytest.raises(UserError, match=r"1 of 4 clips .* lack a spectrogram 'ez_vsl', the first is clip_002"):
         train_loader(data_config(write_store(tmp_path / "one", records, [EZ]), loader))
     records = [textured_record(number, rate_hz=(16000, 22050)[number == 3]) for number in range(4)]
-    source = None
     with pytest.raises(UserError, match="several sample rates"):
-        source = train_loader(data_config(write_store(tmp_path / "two", records), loader, batch_size=2))
-        take(source)
+        train_loader(data_config(write_store(tmp_path / "two", records), loader, batch_size=2))
     assert open_files(tmp_path) == []
 
 
