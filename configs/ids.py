@@ -30,6 +30,11 @@ def normalise_id(text: str) -> str:
     return text
 
 
+def is_vggsound(text: str) -> bool:
+    """Whether a text is the id of a VGGSound clip in any of its forms."""
+    return _SECOND.fullmatch(normalise_id(text)) is not None
+
+
 def source_of(clip_id: str) -> str:
     """What a clip was cut from: the YouTube id or the Flickr number; of any other clip, its own id.
 

@@ -79,6 +79,7 @@ LEFT_OUT = {
     "no_sound": "a picture without a sound",
     "no_picture": "a sound without a picture",
     "duplicate": "a second file of one clip",
+    "other_name": "a file whose name is no id of this data set",
 }
 
 
@@ -97,7 +98,7 @@ class Look:
 
     def names(self, folder: str) -> list[str]:
         """Up to 64 names in a folder of `root`, hidden ones left out; none if there is no such folder."""
-        if folder and folder.split("/")[0] not in self.folders or not (self.root / folder).is_dir():
+        if not (self.root / folder).is_dir():
             return []
         with os.scandir(self.root / folder) as entries:
             return list(islice((entry.name for entry in entries if not entry.name.startswith(".")), 64))
@@ -121,6 +122,8 @@ class Layout(ABC):
         """What a person should know about the input and that is no error; printed once."""
         self.left_out: list[LeftOut] = []
         """What is not packed of the input, and of a list that comes with it."""
+        self.expected: dict[str, int] = {}
+        """Split -> clips that the whole data set has, where a list in the input says so."""
 
     @abstractmethod
     def clips(self) -> list[SourceClip]:
@@ -166,12 +169,18 @@ def parse_boxes(value: Any, where: str) -> list[list[float]]:
     return [[float(x) for x in (*row, 0)[:5]] for row in rows]
 
 
-def bad_box(boxes: list[list[float]]) -> str | None:
-    """What is wrong with the first bad one of `boxes`, or None. Rounding beyond the picture by 1e-6 is allowed."""
+def bad_box(boxes: list[list[float]], as_published: bool = False) -> str | None:
+    """What is wrong with the first bad one of `boxes`, or None. Rounding beyond the picture by 1e-6 is allowed.
+
+    as_published: of numbers only, see `SourceClip`.
+    """
     slack = 1e-6
     for row in boxes:
         x0, y0, x1, y1, annotator = row
-        within = all(math.isfinite(x) and -slack <= x <= 1 + slack for x in row[:4])
+        finite = all(math.isfinite(x) for x in row)
+        if as_published and finite:
+            continue
+        within = finite and all(-slack <= x <= 1 + slack for x in row[:4])
         if not (within and x0 < x1 and y0 < y1 and annotator >= 0 and annotator == int(annotator)):
             return f"{[round(x, 6) for x in row]}: boxes are x0 < x1, y0 < y1 as fractions of the picture, 0 to 1"
     return None

@@ -39,6 +39,44 @@ def find_files(root: Path, folder: str, suffixes: tuple[str, ...], *, deep: bool
             yield path
 
 
+def pictures_by_id(layout: Layout, folder: str, suffixes: tuple[str, ...], frame: str) -> dict[str, str]:
+    """Canonical clip id -> its picture in a folder: a file `<id>.jpg`, or one of the files in a folder `<id>`.
+
+    frame: which of several, see `chosen`.
+    """
+    depth = folder.count("/") + 1
+    groups: dict[str, list[str]] = {}
+    alone = []
+    for path in find_files(layout.root, folder, suffixes, deep=True):
+        parts = path.split("/")
+        if len(parts) > depth + 1:
+            groups.setdefault(normalise_id(parts[depth]), []).append(path)
+        else:
+            alone.append(path)
+    grouped = chosen(layout, groups, frame)
+    paths = [*alone, *grouped.values()]
+    return by_id(layout, paths, [*(normalise_id(stem(path)) for path in alone), *grouped])
+
+
+def chosen(layout: Layout, groups: dict[str, list[str]], frame: str) -> dict[str, str]:
+    """Clip id -> one of its sorted pictures: "first", "middle", or that of a name; of a single one, that one.
+
+    A clip without a picture of the name is left out by name.
+    """
+    found = {}
+    for clip_id, paths in groups.items():
+        if frame == "first" or len(paths) == 1:
+            found[clip_id] = paths[0]
+        elif frame == "middle":
+            found[clip_id] = paths[len(paths) // 2]
+        elif named := [path for path in paths if path.endswith(f"/{frame}")]:
+            found[clip_id] = named[0]
+        else:
+            detail = f"{frame} is not among its {len(paths)} pictures"
+            layout.left_out.append(LeftOut(clip_id, "", "no_picture", detail))
+    return found
+
+
 def stem(path: str) -> str:
     """The name of a file without its folders and its last suffix."""
     return os.path.splitext(path.rpartition("/")[2])[0]  # noqa: PTH122  (pathlib is five times slower here)
@@ -49,7 +87,8 @@ def by_id(layout: Layout, paths: Iterable[str], ids: Iterable[str] | None = None
     other is left out by name.
     """
     found: dict[str, str] = {}
-    for path, clip_id in ((path, normalise_id(stem(path))) for path in paths) if ids is None else zip(paths, ids):
+    paths = list(paths)
+    for path, clip_id in zip(paths, ids or map(normalise_id, map(stem, paths))):
         if clip_id in found:
             layout.left_out.append(LeftOut(clip_id, "", "duplicate", f"{path}; {found[clip_id]} is taken"))
         else:

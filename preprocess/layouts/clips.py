@@ -9,9 +9,10 @@ from typing import Any
 from pydantic import Field
 
 from configs.errors import UserError
-from preprocess.layout import Layout, LayoutConfig, SourceClip, check_id, inside, parse_boxes
+from configs.ids import is_vggsound
+from preprocess.layout import Layout, LayoutConfig, Look, SourceClip, check_id, inside, parse_boxes
+from preprocess.listing import VIDEOS, find_files, stem
 
-SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v")
 TABLE_NAME = "clips.csv"
 _NUMBERS = ("start_s", "duration_s", "annotated_s")
 _TEXTS = ("split", "label", "group")
@@ -34,24 +35,26 @@ class Clips(Layout):
     def __init__(self, config: Config, source: Path) -> None:
         super().__init__(config, source)
         if not self.root.is_dir():
-            raise UserError(
-                f"{source} is not a folder; the layout 'clips' packs a folder of {', '.join(SUFFIXES)} files"
-            )
+            raise UserError(f"{source} is not a folder; the layout 'clips' packs a folder of {', '.join(VIDEOS)} files")
 
     def clips(self) -> list[SourceClip]:
-        files = sorted(
-            path.relative_to(self.root).as_posix()
-            for path in self.root.rglob("*")
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-        )
+        files = list(find_files(self.root, "", VIDEOS, deep=True))
         table = self.config.csv or (self.root / TABLE_NAME if (self.root / TABLE_NAME).is_file() else None)
         if table is None:
             if not files:
-                raise UserError(f"no {', '.join(SUFFIXES)} files in {self.source}")
+                raise UserError(f"no {', '.join(VIDEOS)} files in {self.source}")
             by_id = _by_stem(files)
             self._refuse_ambiguous(by_id, by_id)
             return [SourceClip(clip_id=check_id(clip_id, names[0]), video=names[0]) for clip_id, names in by_id.items()]
         return self._from_table(table, files)
+
+    @classmethod
+    def recognise(cls, look: Look) -> str | None:
+        if TABLE_NAME in look.files:
+            return TABLE_NAME
+        videos = [name for name in look.names("") if name.lower().endswith(VIDEOS)]
+        others = [name for name in videos if not is_vggsound(stem(name))]
+        return f"video files, like {others[0]}" if others else None
 
     def _from_table(self, table: Path, files: list[str]) -> list[SourceClip]:
         by_id = _by_stem(files)
@@ -68,7 +71,7 @@ class Clips(Layout):
                 file = inside(self.root, file, where)
             else:
                 self._refuse_ambiguous(by_id, [clip_id])
-                file = by_id.get(clip_id, [f"{clip_id}{SUFFIXES[0]}"])[0]
+                file = by_id.get(clip_id, [f"{clip_id}{VIDEOS[0]}"])[0]
             texts = {key: row.pop(key, "") for key in (*_TEXTS, *_NUMBERS, "boxes")}
             numbers: dict[str, Any] = {key: _number(texts[key], key, where) for key in _NUMBERS if texts[key]}
             if numbers.get("duration_s") == 0:
@@ -103,7 +106,7 @@ class Clips(Layout):
 def _by_stem(files: list[str]) -> dict[str, list[str]]:
     by_id: dict[str, list[str]] = {}
     for file in files:
-        by_id.setdefault(Path(file).stem, []).append(file)
+        by_id.setdefault(stem(file), []).append(file)
     return by_id
 
 

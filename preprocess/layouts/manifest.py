@@ -9,7 +9,7 @@ import msgpack
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from configs.errors import UserError
-from preprocess.layout import Layout, LayoutConfig, SourceClip, check_id, inside, parse_boxes
+from preprocess.layout import Layout, LayoutConfig, Look, SourceClip, check_id, inside, parse_boxes
 
 MANIFEST_NAME = "manifest.jsonl"
 
@@ -48,6 +48,12 @@ class Manifest(Layout):
         if not self.file.is_file():
             raise UserError(f"no manifest at {self.file}: INPUT must be a .jsonl file or a folder with {MANIFEST_NAME}")
         self.root = self.file.parent
+
+    @classmethod
+    def recognise(cls, look: Look) -> str | None:
+        if look.root.is_file():
+            return "a .jsonl file" if look.root.suffix == ".jsonl" else None
+        return MANIFEST_NAME if MANIFEST_NAME in look.files else None
 
     def clips(self) -> list[SourceClip]:
         clips: list[SourceClip] = []
@@ -113,5 +119,8 @@ class Manifest(Layout):
             annotated_s=line.annotated_s,
             boxes=None if line.boxes is None else parse_boxes(line.boxes, where),
             extra=dict(line.model_extra or {}),
-            **paths,
+            video=paths["video"],
+            image=paths["image"],
+            audio=paths["audio"],
+            mask=paths["mask"],
         )
