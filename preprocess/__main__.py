@@ -18,7 +18,8 @@ def main(argv: list[str]) -> int:
     found = names(_COMMANDS)
     known = [*_FIRST, *(name for name in found if name not in _FIRST)]
     commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(known) + "}")
-    for name in known:
+    # Only the command that is run is loaded, so that none pays for what another one needs.
+    for name in argv[:1] if argv[:1] and argv[0] in known else known:
         importlib.import_module(f"{_COMMANDS}.{name}").add(commands)
     options, rest = parser.parse_known_args(argv)
     if rest and not getattr(options, "options_of_its_own", False):

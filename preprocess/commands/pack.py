@@ -14,14 +14,15 @@ from rich.table import Table
 from configs.errors import UserError
 from configs.load import check, load_frontend
 from configs.resolve import names, resolve
-from preprocess.clip import PackConfig
-from preprocess.engines.local import Local
-from preprocess.layout import Layout, LayoutConfig
+from preprocess.layout import Layout
 from preprocess.media import REASONS
+from preprocess.options import PackConfig
 from preprocess.progress import PackProgress
+from preprocess.task import Engine
 from preprocess.writer import REFUSED, Packed, Stopped, default_shard_clips, pack
 
 _LAYOUTS = "preprocess.layouts"
+_ENGINES = "preprocess.engines"
 _SHOWN_REFUSALS = 10
 
 
@@ -31,7 +32,7 @@ def add(commands: Any) -> None:
         "pack",
         help="pack the clips of INPUT into STORE; the same command again goes on where it stopped",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=_layout_help(),
+        epilog=f"{_help(_LAYOUTS)}\n\n{_help(_ENGINES)}",
     )
     command.set_defaults(run=_pack, options_of_its_own=True)
     command.add_argument("layout", metavar="LAYOUT", help="how INPUT is kept: one of those below")
@@ -61,10 +62,30 @@ def add(commands: Any) -> None:
         default=["logmel"],
         help="log-spectrograms to store, files of configs/frontends (default logmel), or 'none'",
     )
+    command.add_argument(
+        "--uint8",
+        action="store_const",
+        const="uint8",
+        dest="spectrogram_dtype",
+        help="store log-spectrograms in 8 bits a value instead of 16; the largest error is measured",
+    )
     command.add_argument("--no-waveform", action="store_true", help="do not store the sound itself")
     command.add_argument("--waveform-rate", type=int, metavar="HZ", dest="waveform_rate_hz", help="default 16000")
     command.add_argument("--dataset", metavar="NAME", help="name kept in the manifest; default: that of INPUT")
+    command.add_argument(
+        "--engine",
+        metavar="NAME",
+        default="local",
+        help="where packing processes run: one of those below; default local",
+    )
     command.add_argument("--workers", type=int, metavar="N", help="processes; default: one a core; 0: in this process")
+    command.add_argument(
+        "--shard",
+        type=_share,
+        metavar="I/N",
+        help="pack only the I-th of N shares, for batch schedulers: N jobs of the same command, in any order, into one "
+        "STORE that all of them see; the one that finishes last completes the store",
+    )
     command.add_argument(
         "--shard-clips", type=int, metavar="N", help="clips a shard; default: 16 shards, 8 to 4096 clips"
     )
@@ -76,38 +97,65 @@ def add(commands: Any) -> None:
     )
 
 
-def _layout_help() -> str:
-    lines = ["layouts and their own options:"]
-    for name in names(_LAYOUTS):
-        layout = resolve(_LAYOUTS, name)
-        lines += ["", f"  {name}", *(f"    {line.strip()}" for line in (layout.__doc__ or "").strip().splitlines())]
-        for key, field in layout.Config.model_fields.items():
-            if key != "name":
-                lines.append(f"    --{key.replace('_', '-')} VALUE   {field.description or ''}")
+def _share(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"must be like 1/4, 2/4, ..., found '{text}'")
+    return int(number), int(count)
+
+
+def _own_options(package: str, name: str) -> dict[str, str]:
+    """Field -> option of the options that an extension has for itself."""
+    own = "--" if package == _LAYOUTS else f"--{name}-"
+    keys = resolve(package, name).Config.model_fields
+    return {key: f"{own}{key.replace('_', '-')}" for key in keys if key not in ("name", "workers")}
+
+
+def _help(package: str) -> str:
+    lines = [f"{package.rpartition('.')[2]} and their own options:"]
+    for name in names(package):
+        extension = resolve(package, name)
+        lines += ["", f"  {name}", *(f"    {line.strip()}" for line in (extension.__doc__ or "").strip().splitlines())]
+        for key, option in _own_options(package, name).items():
+            lines.append(f"    {option} VALUE   {extension.Config.model_fields[key].description or ''}")
     return "\n".join(lines)
+
+
+def _parsed(package: str, name: str, rest: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The options among `rest` that the extension has for itself, and the others."""
+    parser = argparse.ArgumentParser(prog=f"python -m preprocess pack {name}", add_help=False, allow_abbrev=False)
+    for key, option in _own_options(package, name).items():
+        parser.add_argument(option, dest=key, default=argparse.SUPPRESS)
+    options, others = parser.parse_known_args(rest)
+    return vars(options), others
+
+
+def _engine(options: argparse.Namespace, rest: list[str]) -> tuple[Engine, list[str]]:
+    """The engine, and the options that are not its own. Raises: UserError."""
+    engine = resolve(_ENGINES, options.engine)
+    given, others = _parsed(_ENGINES, options.engine, rest)
+    workers = {} if options.workers is None else {"workers": options.workers}
+    what = f"--engine {options.engine}: --workers or its own options"
+    return engine(check(engine.Config, {**workers, **given, "name": options.engine}, what)), others
 
 
 def _layout(name: str, source: Path, rest: list[str]) -> Layout:
     """The layout with its own options, which are the fields of its `Config`. Raises: UserError."""
     layout = resolve(_LAYOUTS, name)
-    parser = argparse.ArgumentParser(prog=f"python -m preprocess pack {name}", add_help=False)
-    config: type[LayoutConfig] = layout.Config
-    for key in config.model_fields:
-        if key != "name":
-            parser.add_argument(f"--{key.replace('_', '-')}", dest=key, default=argparse.SUPPRESS)
-    options, unknown = parser.parse_known_args(rest)
+    given, unknown = _parsed(_LAYOUTS, name, rest)
     if unknown:
-        known = [f"--{key.replace('_', '-')}" for key in config.model_fields if key != "name"]
+        known = _own_options(_LAYOUTS, name).values()
         raise UserError(
             f"unknown option {unknown[0]}; the layout '{name}' has {', '.join(known) or 'none of its own'}. "
             "See `python -m preprocess pack --help`"
         )
     if not source.exists():
         raise UserError(f"no input at {source}")
-    return layout(check(config, {**vars(options), "name": name}, f"layout '{name}'"), source)
+    return layout(check(layout.Config, {**given, "name": name}, f"layout '{name}'"), source)
 
 
 def _pack(options: argparse.Namespace, rest: list[str]) -> int:
+    engine, rest = _engine(options, rest)
     layout = _layout(options.layout, options.input, rest)
     frontends = (
         [] if options.frontend == ["none"] else [load_frontend(name) for name in dict.fromkeys(options.frontend)]
@@ -117,7 +165,7 @@ def _pack(options: argparse.Namespace, rest: list[str]) -> int:
         raise UserError(f"two front-ends are named '{twice[0]}'; give one of the files another name")
     given: dict[str, Any] = {
         key: value
-        for key in ("frames", "annotated_s", "short_side_px", "quality", "waveform_rate_hz")
+        for key in ("frames", "annotated_s", "short_side_px", "quality", "spectrogram_dtype", "waveform_rate_hz")
         if (value := getattr(options, key)) is not None
     }
     config = check(
@@ -127,8 +175,6 @@ def _pack(options: argparse.Namespace, rest: list[str]) -> int:
         raise UserError(f"--max-refused is a share from 0 to 1, found {options.max_refused:g}")
     if options.shard_clips is not None and options.shard_clips < 1:
         raise UserError(f"--shard-clips must be at least 1, found {options.shard_clips}")
-    workers = {} if options.workers is None else {"workers": options.workers}
-    engine = Local(check(Local.Config, {**workers, "name": "local"}, "--workers"))
     clips = layout.clips()
     console = Console()
     for note in layout.notes:
@@ -149,6 +195,7 @@ def _pack(options: argparse.Namespace, rest: list[str]) -> int:
                 engine,
                 dataset=options.dataset or layout.root.name,
                 shard_clips=shard_clips,
+                share=options.shard,
                 clips=clips,
                 report=progress.report,
                 found=progress.found,
@@ -158,7 +205,12 @@ def _pack(options: argparse.Namespace, rest: list[str]) -> int:
         return 130
     finally:
         signal.signal(signal.SIGTERM, heard)
-    if packed.new:
+    if packed.shards_left:
+        console.print(
+            f"packed {packed.packed} of {packed.expected} clips of share {options.shard[0]}/{options.shard[1]} "
+            f"({progress.rate()}); {packed.shards_left} shards of other shares to go before {options.store} is whole"
+        )
+    elif packed.new:
         console.print(f"packed {packed.packed} of {packed.expected} clips into {options.store} ({progress.rate()})")
     else:
         console.print(f"already packed: {options.store} holds {packed.packed} of {packed.expected} clips of this plan")
@@ -176,7 +228,8 @@ def _judge(packed: Packed, options: argparse.Namespace, console: Console) -> int
     tests = [row for row in packed.refused if row[1].startswith("test")]
     for clip_id, split, _, reason, detail in (tests or packed.refused)[:_SHOWN_REFUSALS]:
         console.print(escape(f"  {split} {clip_id}: {reason}: {detail}"), soft_wrap=True)
-    console.print(f"all of them, with reasons: {options.store / REFUSED}", soft_wrap=True)
+    if not packed.shards_left:
+        console.print(f"all of them, with reasons: {options.store / REFUSED}", soft_wrap=True)
     failed = []
     share = len(packed.refused) / packed.expected
     if share > options.max_refused:

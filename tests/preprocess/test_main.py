@@ -70,7 +70,7 @@ def test_another_table(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["clipz", "IN", "STORE"], "no 'clipz' in layouts; there are: clips, manifest. Did you mean 'clips'?"),
+        (["clipz", "IN", "STORE"], "no 'clipz' in layouts; there are: .*clips, .*manifest.* Did you mean 'clips'?"),
         (["clips", "IN/none", "STORE"], "no input at .*none"),
         (["clips", "IN/a.mp4", "STORE"], "is not a folder"),
         (["manifest", "IN", "STORE"], "no manifest at"),
