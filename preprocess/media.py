@@ -23,7 +23,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from preprocess.quality import Motion, tiny
+from preprocess.flow import coded, flow_between, grey_jpeg
+from preprocess.quality import CLIP_FLAGS, TINY_COLUMNS, TINY_ROWS, Motion
 
 REASONS = {
     "missing_file": "the file is not there",
@@ -37,8 +38,10 @@ REASONS = {
     "no_frame": "no picture within 1 s of the annotated instant",
     "bad_boxes": "boxes that are not x0 < x1, y0 < y1 within 0 to 1",
     "bad_mask": "a mask that cannot be read",
+    "bad_flow": "a flow picture that cannot be read",
     "bad_spectrogram": "a .npy file that holds no power spectrogram of the front-end",
     "worker_crash": "the packing process died on the clip, twice",
+    **CLIP_FLAGS,  # only where `--drop` asks for it
 }
 
 MAX_SIDE_PX = 16384
@@ -88,17 +91,19 @@ class Sound:
 class Picture:
     """A picture as it is stored. size: `(width, height)` as stored, original: of the upright picture before reduction.
 
-    time_s: from the start of the file; 0 for a still picture. rotated: it had to be turned to come upright. tiny,
-    motion: see `preprocess.quality`; motion is that of the whole video as far as it was decoded.
+    time_s: from the start of the file; 0 for a still picture. flow: the codes of the motion to the next picture, to the
+    right and down (`preprocess.flow`). rotated: it had to be turned to come upright. tiny:
+    as 8 rows of 9 grey levels. motion: of the whole video as far as it was decoded, see `preprocess.quality`.
     """
 
     jpeg: bytes
     size: tuple[int, int]
     original: tuple[int, int]
+    tiny: bytes
     time_s: float = 0.0
+    flow: tuple[bytes, bytes] | None = None
     rotated: bool = False
-    tiny: bytes = b""
-    motion: float | None = None
+    motion: float = math.nan
 
 
 @contextmanager
@@ -183,10 +188,11 @@ def _plain_wav(path: Path, start_s: float, limit_s: float, channel: str) -> Soun
                 return None
             first = min(round(start_s * rate), size // block)
             file.seek(start + first * block)
-            data = file.read(block * min(round(limit_s * rate) + 1, size // block - first))
+            samples = np.empty((min(round(limit_s * rate) + 1, size // block - first), channels), "<i2")
+            if file.readinto(samples.reshape(-1).view(np.uint8)) < samples.nbytes:
+                return None
     except (OSError, struct.error):
         return None
-    samples = np.frombuffer(data, "<i2").reshape(-1, channels)
     if channels == 1 or channel == "first":
         mono = samples[:, 0]
     else:
@@ -288,22 +294,26 @@ def _join(frames: list[av.AudioFrame]) -> av.AudioFrame:
     return joined
 
 
-def read_pictures(path: Path, times_s: Sequence[float], short_side_px: int, quality: int) -> list[Picture]:
+def read_pictures(
+    path: Path, times_s: Sequence[float], short_side_px: int, quality: int, flow: str = "none"
+) -> list[Picture]:
     """The pictures of a video nearest to the given times (ascending), upright; one that is nearest to two comes once.
 
     One decoding pass on one thread, from the last key picture a second before the first time (where the file lists
     them) to behind the last time. Sample aspect ratios are ignored, as the field's frame extraction does; boxes are
-    fractions, so they stay right.
+    fractions, so they stay right. flow: "none", or how its codes are to be made; a video of one picture has none.
 
     Raises: Refused (missing_file, unreadable, no_video, decode_error, too_large).
     """
     assert list(times_s) == sorted(times_s) and times_s
-    found = _nearest(path, times_s, short_side_px, quality, all_pictures=False)
-    return found if found is not None else _nearest(path, times_s, short_side_px, quality, all_pictures=True) or []
+    found = _nearest(path, times_s, short_side_px, quality, flow, all_pictures=False)
+    if found is None:
+        found = _nearest(path, times_s, short_side_px, quality, flow, all_pictures=True)
+    return found or []
 
 
 def _nearest(
-    path: Path, times_s: Sequence[float], short_side_px: int, quality: int, all_pictures: bool
+    path: Path, times_s: Sequence[float], short_side_px: int, quality: int, flow: str, all_pictures: bool
 ) -> list[Picture] | None:
     """The pictures, or None if one of those left out may be nearer, so that all must be decoded from the start."""
     with _opened(path) as container:
@@ -321,6 +331,7 @@ def _nearest(
         pictures: list[Picture] = []
         motion = Motion()
         last: av.VideoFrame | None = None
+        still: np.ndarray | None = None  # the last picture kept, while its flow is not known
         left_out_s = -math.inf
 
         def leave_out(time_s: float) -> bool:
@@ -331,17 +342,28 @@ def _nearest(
             return far
 
         def keep(frame: av.VideoFrame, time_s: float) -> None:
-            nonlocal last
+            nonlocal last, still
             if frame is not last:
-                pictures.append(
-                    stored_picture(_upright(path, frame), short_side_px, quality, time_s, frame.rotation != 0)
-                )
+                upright = _upright(path, frame)
+                pictures.append(stored_picture(upright, short_side_px, quality, time_s, frame.rotation != 0))
                 last = frame
+                still = None if flow == "none" else _reduced(upright, short_side_px)
+
+        def move(other: av.VideoFrame, backwards: bool = False) -> None:
+            nonlocal still
+            assert still is not None
+            # Farneback's pictures must have one size: the other one takes that of the picture that is kept.
+            pair = still, cv2.resize(_upright(path, other), still.shape[1::-1], interpolation=cv2.INTER_AREA)
+            pictures[-1] = replace(pictures[-1], flow=coded(flow_between(*pair[:: -1 if backwards else 1]), flow))
+            still = None
 
         whole = all_pictures or counted
         sought = not whole and _seek(container, stream, zero, times_s[0])
         previous: tuple[av.VideoFrame, float] | None = None
-        for count, frame in enumerate(_video_frames(container, stream, None if whole else leave_out)):
+        before: av.VideoFrame | None = None  # the one before `previous`
+        # The flow needs every picture that follows one that is kept.
+        leaving = leave_out if not whole and flow == "none" else None
+        for count, frame in enumerate(_video_frames(container, stream, leaving)):
             if frame.time is None and not whole:
                 return None
             time_s = _time_s(frame, count, stream, counted) - zero
@@ -349,16 +371,20 @@ def _nearest(
                 return None
             if motion.wants(time_s) and frame.format.name in _LUMA_FORMATS:
                 motion.see(_luma(frame), time_s)
+            if still is not None:
+                move(frame)
             while pending and time_s >= pending[0]:
                 if left_out_s > (-math.inf if previous is None else previous[1]):
                     return None
                 target = pending.pop(0)
                 if previous is not None and target - previous[1] < time_s - target:
                     keep(*previous)
+                    if still is not None:
+                        move(frame)
                 else:
                     keep(frame, time_s)
-            previous = (frame, time_s)
-            if not pending:
+            before, previous = previous and previous[0], (frame, time_s)
+            if not pending and still is None:
                 break
         if previous is None:
             if sought:
@@ -368,6 +394,8 @@ def _nearest(
             if left_out_s > previous[1]:
                 return None
             keep(*previous)
+        if still is not None and before is not None:
+            move(before, backwards=True)  # the last picture of the video: the motion that led to it
         return [replace(picture, motion=motion.share) for picture in pictures]
 
 
@@ -435,7 +463,7 @@ def stored_picture(
         original=(pixels.shape[1], pixels.shape[0]),
         time_s=time_s,
         rotated=rotated,
-        tiny=tiny(reduced),
+        tiny=_tiny(reduced),
     )
 
 
@@ -454,6 +482,11 @@ def _reduced(pixels: np.ndarray, short_side_px: int) -> np.ndarray:
         return pixels
     size = (max(short_side_px, round(width * scale)), max(short_side_px, round(height * scale)))
     return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+
+
+def _tiny(pixels: np.ndarray) -> bytes:
+    small = cv2.resize(pixels, (TINY_COLUMNS, TINY_ROWS), interpolation=cv2.INTER_AREA)
+    return (small if small.ndim == 2 else cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)).tobytes()
 
 
 def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
@@ -509,7 +542,7 @@ def read_still(path: Path, short_side_px: int, quality: int) -> Picture:
             image.draft("L", (1, 1))  # its brightness at an eighth of the size; every coded bit is read all the same
         image.load()  # all of it, so that a truncated file is known here and not in training
         if plain is not None:
-            return Picture(jpeg=plain, size=size, original=size, tiny=tiny(np.asarray(image)))
+            return Picture(jpeg=plain, size=size, original=size, tiny=_tiny(np.asarray(image)))
         rotated = image.getexif().get(_ORIENTATION, 1) != 1
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I;16"):
@@ -540,11 +573,29 @@ def read_mask(path: Path, size: tuple[int, int], above: int | None = None) -> np
     return np.ascontiguousarray(mask)
 
 
-def plain_jpeg(data: bytes) -> bytes | None:
+def read_flow(path: Path, size: tuple[int, int]) -> bytes:
+    """A grey picture of ready flow codes as a baseline JPEG of `size` (width, height); one that already is that keeps
+    its bytes but for application segments. Codes stay as they are where the size does not.
+
+    Raises: Refused (missing_file, bad_flow, too_large).
+    """
+    data = _file_bytes(path)
+    try:
+        with _still(path, data) as image:
+            plain = plain_jpeg(data, grey=True) if image.size == size else None
+            codes = np.asarray(image.convert("L"))  # all of it, so that a truncated file is known here
+    except Refused as error:
+        if error.reason in ("unreadable", "decode_error"):
+            raise Refused("bad_flow", error.detail) from error
+        raise
+    return plain or grey_jpeg(codes if image.size == size else cv2.resize(codes, size, interpolation=cv2.INTER_AREA))
+
+
+def plain_jpeg(data: bytes, grey: bool = False) -> bytes | None:
     """`data` without its application and comment segments, if it is a baseline 4:2:0 JPEG that all decoders show alike.
 
-    None if it must be coded anew: progressive or arithmetic, other than 8 bit and three components with 2x2 luma,
-    turned by EXIF, in Adobe's RGB, or not a JPEG.
+    None if it must be coded anew: progressive or arithmetic, other than 8 bit and three components with 2x2 luma
+    (`grey`: one component), turned by EXIF, in Adobe's RGB, or not a JPEG.
     """
     if data[:2] != b"\xff\xd8":
         return None
@@ -563,7 +614,9 @@ def plain_jpeg(data: bytes) -> bytes | None:
         body = segment[4:]
         if marker == 0xC0:
             # precision, height, width, components, then (id, sampling, table) of each
-            if len(body) < 15 or body[0] != 8 or body[5] != 3 or (body[7], body[10], body[13]) != (0x22, 0x11, 0x11):
+            if len(body) < 9 or body[0] != 8 or body[5] != (1 if grey else 3):
+                return None
+            if not grey and (len(body) < 15 or (body[7], body[10], body[13]) != (0x22, 0x11, 0x11)):
                 return None
             baseline = True
         other_coding = 0xC1 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)
