@@ -1,41 +1,20 @@
 """One source clip to one record."""
 
-import re
+import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Literal
 
-from pydantic import AfterValidator, Field
-
-from configs.schema import Config, FrontendConfig
 from pipeline.record import Frame, Record, Source
-from preprocess.features import Resampled, spectrograms
+from preprocess.features import Resampled, as_stored, lasting_s, read_log_power, spectrogram
 from preprocess.layout import SourceClip, bad_box, box_array
-from preprocess.media import Refused, read_mask, read_pictures, read_sound, read_still
+from preprocess.media import Refused, Sound, read_flow, read_mask, read_pictures, read_sound, read_still
+from preprocess.options import PackConfig
+from preprocess.quality import CLIP_FLAGS, Quality, clip_flags, picture_measures, sound_measures
+from preprocess.raw_lmdb import read_raw_picture, read_raw_sound
 
 MAX_FRAMES = 1000
-_RATE = re.compile(r"(\d+(?:\.\d+)?)fps")
 _ANNOTATED_SLACK_S = 1.0
-
-
-def _frame_rules(rules: tuple[str, ...]) -> tuple[str, ...]:
-    for rule in rules:
-        match = _RATE.fullmatch(rule)
-        if rule not in ("annotated", "middle") and not (match and float(match[1]) > 0):
-            raise ValueError(f"'{rule}' is none of annotated, middle, or a number a second like 1fps or 0.5fps")
-    return tuple(dict.fromkeys(rules))
-
-
-class PackConfig(Config):
-    """What a record holds. Part of the plan of a store: the same input and options give the same records."""
-
-    frames: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_frame_rules)] = ("annotated",)
-    annotated_s: float = Field(default=5.0, ge=0, description="annotated instant where the layout gives none")
-    short_side_px: int = Field(default=256, ge=16, le=4096)
-    quality: int = Field(default=90, ge=1, le=100)
-    frontends: tuple[FrontendConfig, ...] = ()
-    waveform: bool = True
-    waveform_rate_hz: int = Field(default=16000, ge=4000, le=192_000)
 
 
 def annotated_instant(clip: SourceClip, duration_s: float, default_s: float) -> float:
@@ -66,33 +45,54 @@ def frame_times(rules: tuple[str, ...], annotated_s: float, duration_s: float) -
     return sorted(times)
 
 
-def make_record(clip: SourceClip, root: Path, config: PackConfig) -> Record:
-    """The record of a clip whose files lie under `root`. Raises: Refused."""
-    problem = bad_box(clip.boxes or [])
+def make_record(clip: SourceClip, root: Path, config: PackConfig) -> tuple[Record, Quality]:
+    """The record of a clip whose files lie under `root`, and its measures. Raises: Refused."""
+    problem = bad_box(clip.boxes or [], clip.as_published)
     if problem:
         raise Refused("bad_boxes", problem)
-    sound_file = clip.audio or clip.video
-    assert sound_file is not None
-    try:
-        sound = read_sound(root / sound_file, clip.start_s, clip.duration_s)
-    except Refused as refused:
-        if refused.reason == "no_audio" and clip.video:
-            # A broken file is worth knowing of before its missing sound is.
-            instant = clip.start_s + (clip.annotated_s or config.annotated_s)
-            read_pictures(root / clip.video, [instant], config.short_side_px, config.quality)
-        raise
-    duration_s = len(sound.samples) / sound.rate_hz
+    if clip.spectrogram is None:
+        sound = _sound(clip, root, config)
+        duration_s = len(sound.samples) / sound.rate_hz
+        mean = first = Resampled(sound)
+        if sound.channels > 1 and any(frontend.channel == "first" for frontend in config.frontends):
+            first = Resampled(_sound(clip, root, config, channel="first"))
+        stored = {
+            item.name: spectrogram(first if item.channel == "first" else mean, item, config.spectrogram_dtype)
+            for item in config.frontends
+        }
+        waveform = mean.waveform(config.waveform_rate_hz) if config.waveform else None
+        heard = {"sample_rate_hz": sound.source_rate_hz, "channels": sound.channels}
+        measures = {**heard, **sound_measures(sound.samples)}
+    else:
+        assert len(config.frontends) == 1 and not config.waveform, "options were checked before packing"
+        frontend = config.frontends[0]
+        log_power = read_log_power(root / clip.spectrogram, frontend)
+        duration_s = lasting_s(len(log_power), frontend)
+        stored = {frontend.name: as_stored(log_power, frontend, config.spectrogram_dtype)}
+        waveform, heard, measures = None, {}, {}
     annotated_s = annotated_instant(clip, duration_s, config.annotated_s)
     if clip.video:
         times = [clip.start_s + time_s for time_s in frame_times(config.frames, annotated_s, duration_s)]
-        pictures = read_pictures(root / clip.video, times, config.short_side_px, config.quality)
+        pictures = read_pictures(root / clip.video, times, config.short_side_px, config.quality, config.flow)
     else:
         assert clip.image is not None
         # A still picture stands for the whole clip: it is as good as taken at the annotated instant.
-        still = read_still(root / clip.image, config.short_side_px, config.quality)
-        pictures = [replace(still, time_s=clip.start_s + annotated_s)]
+        if clip.image_key is None:
+            still = read_still(root / clip.image, config.short_side_px, config.quality)
+        else:
+            still = read_raw_picture(root / clip.image, clip.image_key, config.short_side_px, config.quality)
+        flow = None
+        if config.flow != "none" and clip.flow_x is not None and clip.flow_y is not None:
+            flow = read_flow(root / clip.flow_x, still.size), read_flow(root / clip.flow_y, still.size)
+        pictures = [replace(still, time_s=clip.start_s + annotated_s, flow=flow)]
     frames = [
-        Frame(jpeg=picture.jpeg, time_s=picture.time_s - clip.start_s, width=picture.size[0], height=picture.size[1])
+        Frame(
+            jpeg=picture.jpeg,
+            time_s=picture.time_s - clip.start_s,
+            width=picture.size[0],
+            height=picture.size[1],
+            flow=picture.flow,
+        )
         for picture in pictures
     ]
     if clip.annotated_s is not None and "annotated" in config.frames:
@@ -101,8 +101,18 @@ def make_record(clip: SourceClip, root: Path, config: PackConfig) -> Record:
             raise Refused(
                 "no_frame", f"{clip.file}: annotated at {annotated_s:g} s, the nearest picture is at {nearest:.2f} s"
             )
-    resampled = Resampled(sound)
-    return Record(
+    quality = Quality(
+        duration_s=duration_s,
+        asked_s=math.nan if clip.duration_s is None else clip.duration_s,
+        width=pictures[0].original[0],
+        height=pictures[0].original[1],
+        rotated=pictures[0].rotated,
+        motion=pictures[0].motion,
+        **picture_measures([picture.jpeg for picture in pictures], pictures[len(pictures) // 2].tiny),
+        **measures,
+    )
+    _drop(quality, config)
+    record = Record(
         clip_id=clip.clip_id,
         split=clip.split,
         label=clip.label,
@@ -111,18 +121,46 @@ def make_record(clip: SourceClip, root: Path, config: PackConfig) -> Record:
         frames=frames,
         source=Source(
             file=clip.file,
-            audio_file=clip.audio,
+            audio_file=clip.audio or clip.spectrogram,
             start_s=clip.start_s,
             duration_s=duration_s,
             width=pictures[0].original[0],
             height=pictures[0].original[1],
-            sample_rate_hz=sound.source_rate_hz,
-            channels=sound.channels,
+            **heard,
         ),
-        spectrograms=spectrograms(resampled, config.frontends),
-        waveform=resampled.waveform(config.waveform_rate_hz) if config.waveform else None,
+        spectrograms={name: array for name, (array, _) in stored.items()},
+        spectrogram_error={name: error for name, (_, error) in stored.items() if error is not None},
+        waveform=waveform,
         sample_rate_hz=config.waveform_rate_hz if config.waveform else None,
         boxes=None if clip.boxes is None else box_array(clip.boxes),
-        mask=None if clip.mask is None else read_mask(root / clip.mask, (frames[0].width, frames[0].height)),
+        mask=None
+        if clip.mask is None
+        else read_mask(root / clip.mask, (frames[0].width, frames[0].height), above=clip.mask_above),
         extra=clip.extra,
     )
+    return record, quality
+
+
+def _drop(quality: Quality, config: PackConfig) -> None:
+    if config.drop:
+        flags = clip_flags(quality, config.short_side_px, config.waveform_rate_hz if config.waveform else 0)
+        for name in config.drop:
+            if flags[name]:
+                raise Refused(name, f"--drop {name}: {CLIP_FLAGS[name]}")
+
+
+def _sound(clip: SourceClip, root: Path, config: PackConfig, channel: Literal["mean", "first"] = "mean") -> Sound:
+    """The sound of a clip that has one. Raises: Refused."""
+    if clip.audio_key is not None:
+        assert clip.audio is not None
+        return read_raw_sound(root / clip.audio, clip.audio_key, clip.start_s, clip.duration_s)
+    file = clip.audio or clip.video
+    assert file is not None
+    try:
+        return read_sound(root / file, clip.start_s, clip.duration_s, channel=channel)
+    except Refused as refused:
+        if refused.reason == "no_audio" and clip.video:
+            # A broken file is worth knowing of before its missing sound is.
+            instant = clip.start_s + (clip.annotated_s or config.annotated_s)
+            read_pictures(root / clip.video, [instant], config.short_side_px, config.quality)
+        raise

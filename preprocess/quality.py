@@ -6,11 +6,12 @@ the index). Flags follow from the measures by fixed thresholds. Those of `CLIP_F
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
-import cv2
 import numpy as np
 
 QUALITY = "quality.msgpack"
@@ -38,7 +39,10 @@ SHORT_S = 0.1
 STATIC_SHARE = 2e-3
 BLANK_DEVIATION = 2.0
 
-_TINY = (9, 8)  # width and height: 8 differences in each of 8 rows
+LIKE_BITS = 3  # of 64
+TINY_ROWS, TINY_COLUMNS = 8, 9  # 8 differences in each of 8 rows
+
+_TELLING_BITS = 12
 _STEPS = 64
 _MOTION_EVERY_S = 0.5
 _MOTION_SAMPLES = 3
@@ -48,31 +52,32 @@ _MOTION_LEVELS = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """The measures of one clip.
+    """The measures of one clip, or arrays `(n,)` of those of n clips; NaN where something is not known.
 
-    rms_dbfs: of the mono sound, at least -120; clipped_share: of its samples; motion: largest share of points of the
-    picture that change visibly against the first decoded picture, None where fewer than three pictures half a second
-    apart were decoded; deviation: of the picture's brightness over 8 x 9 cells, in levels; asked_s: None where the clip
-    was not cut; width, height: of the upright picture before reduction; picture, sound: hashes of what is stored of the
-    pictures and of the decoded samples; picture_look, sound_run: 64 bits that stay nearly the same when a picture or a
-    sound is coded anew.
+    asked_s: the duration that the layout gave, not known where it gave none. width, height: of the upright picture
+    before reduction. motion: largest share of points of the picture that change visibly against the first decoded one,
+    not known where fewer than three pictures half a second apart were decoded. deviation: of the picture's brightness
+    over 8 x 9 cells, in levels. rms_dbfs: of the mono sound, at least -120; clipped_share: of its samples. picture,
+    sound: 64-bit hashes of the pictures as they are stored and of the decoded samples; picture_look, sound_run: 64 bits
+    that stay nearly the same when a picture or a sound is coded anew. What is said of the sound is not known, and its
+    numbers are 0, where a clip comes as a spectrogram.
     """
 
-    rms_dbfs: float
-    clipped_share: float
-    sample_rate_hz: int
-    channels: int
-    duration_s: float
-    asked_s: float | None
-    width: int
-    height: int
-    rotated: bool
-    motion: float | None
-    deviation: float
-    picture: int
-    sound: int
-    picture_look: int
-    sound_run: int
+    duration_s: Any
+    asked_s: Any
+    width: Any
+    height: Any
+    rotated: Any
+    motion: Any
+    deviation: Any
+    picture: Any
+    picture_look: Any
+    sample_rate_hz: Any = 0
+    channels: Any = 0
+    rms_dbfs: Any = math.nan
+    clipped_share: Any = math.nan
+    sound: Any = 0
+    sound_run: Any = 0
 
 
 def content_hash(*parts: bytes | np.ndarray) -> int:
@@ -83,27 +88,36 @@ def content_hash(*parts: bytes | np.ndarray) -> int:
     return int.from_bytes(digest.digest()[:8], "big")
 
 
-def tiny(pixels: np.ndarray) -> bytes:
-    """A picture `(H, W)` or `(H, W, 3)` BGR uint8 as 8 rows of 9 grey levels."""
-    small = cv2.resize(pixels, _TINY, interpolation=cv2.INTER_AREA)
-    return (small if small.ndim == 2 else cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)).tobytes()
+def picture_measures(jpegs: Sequence[bytes], tiny: bytes) -> dict[str, Any]:
+    """What `Quality` says of the pictures of a clip. tiny: one of them as 8 rows of 9 grey levels.
+
+    Source of `picture_look`: the "difference hash", which of two cells side by side is brighter.
+    """
+    cells = np.frombuffer(tiny, np.uint8).reshape(TINY_ROWS, TINY_COLUMNS)
+    return {
+        "deviation": float(cells.std()),
+        "picture": content_hash(*jpegs),
+        "picture_look": _bits(cells[:, 1:] > cells[:, :-1]),
+    }
 
 
-def picture_look(tiny_picture: bytes) -> int:
-    """64 bits of a picture: which of two cells side by side is brighter (a "difference hash")."""
-    cells = np.frombuffer(tiny_picture, np.uint8).reshape(8, 9)
-    return _bits(cells[:, 1:] > cells[:, :-1])
+def sound_measures(samples: np.ndarray) -> dict[str, Any]:
+    """What `Quality` says of the sound of a clip, `(n,)` int16.
 
-
-def sound_measures(samples: np.ndarray) -> tuple[float, float, int]:
-    """rms_dbfs, clipped_share and sound_run of `(n,)` int16."""
+    `sound_run`: whether the sound grows louder from each of 65 steps of equal length to the next.
+    """
     values = samples.astype(np.float32)
     power = float(values @ values) / len(values)
     rms_dbfs = 10 * np.log10(max(power / 32767**2, 1e-12))
     clipped = np.count_nonzero(samples >= 32766) + np.count_nonzero(samples <= -32766)
     steps = values[: len(values) // (_STEPS + 1) * (_STEPS + 1)].reshape(_STEPS + 1, -1)
     energy = np.einsum("ij,ij->i", steps, steps)
-    return float(rms_dbfs), clipped / len(samples), _bits(energy[1:] > energy[:-1])
+    return {
+        "rms_dbfs": float(rms_dbfs),
+        "clipped_share": clipped / len(samples),
+        "sound": content_hash(samples),
+        "sound_run": _bits(energy[1:] > energy[:-1]),
+    }
 
 
 def _bits(mask: np.ndarray) -> int:
@@ -136,24 +150,56 @@ class Motion:
             self._largest = max(self._largest, float((np.abs(points - self._first) > _MOTION_LEVELS).mean()))
 
     @property
-    def share(self) -> float | None:
+    def share(self) -> float:
         """As `Quality.motion`."""
-        return self._largest if self._seen >= _MOTION_SAMPLES else None
+        return self._largest if self._seen >= _MOTION_SAMPLES else math.nan
 
 
-def clip_flags(quality: Quality, short_side_px: int, rate_hz: int | None) -> list[str]:
-    """The flags of `CLIP_FLAGS` that a clip has. rate_hz: of the stored waveform, None without one."""
-    said = {
+def clip_flags(quality: Quality, short_side_px: int, rate_hz: int) -> dict[str, Any]:
+    """Flag of `CLIP_FLAGS` -> whether the clip, or each of n clips, has it. What is not known sets no flag.
+
+    rate_hz: of the stored waveform, 0 without one.
+    """
+    heard = quality.sample_rate_hz > 0
+    return {
         "silent": quality.rms_dbfs < SILENT_DBFS,
         "clipped": quality.clipped_share >= CLIPPED_SHARE,
-        "low_rate": rate_hz is not None and quality.sample_rate_hz < rate_hz,
-        "short": quality.asked_s is not None and quality.duration_s < quality.asked_s - SHORT_S,
-        "static": quality.motion is not None and quality.motion < STATIC_SHARE,
+        "low_rate": heard & (quality.sample_rate_hz < rate_hz),
+        "short": quality.duration_s < quality.asked_s - SHORT_S,
+        "static": quality.motion < STATIC_SHARE,
         "blank": quality.deviation < BLANK_DEVIATION,
-        "small": min(quality.width, quality.height) < short_side_px,
+        "small": np.minimum(quality.width, quality.height) < short_side_px,
         "rotated": quality.rotated,
     }
-    return [name for name in CLIP_FLAGS if said[name]]
+
+
+def earlier_alike(quality: Quality) -> dict[str, np.ndarray]:
+    """Flag of `STORE_FLAGS` -> `(n,)` int64: for each of n clips the number of the first earlier one that it is a
+    double of, else -1. Silence and blank pictures are no doubles of each other.
+    """
+    heard = quality.rms_dbfs >= SILENT_DBFS
+    seen = quality.deviation >= BLANK_DEVIATION
+    return {
+        "same_picture": _doubles(quality.picture, seen),
+        "same_sound": _doubles(quality.sound, heard),
+        "like_picture": _doubles(quality.picture_look, seen & _telling(quality.picture_look), LIKE_BITS),
+        "like_sound": _doubles(quality.sound_run, heard & _telling(quality.sound_run), LIKE_BITS),
+    }
+
+
+def _telling(hashes: np.ndarray) -> np.ndarray:
+    """Whether so many bits of both kinds are set that equal ones mean something."""
+    ones = np.bitwise_count(hashes)
+    return (ones >= _TELLING_BITS) & (ones <= 64 - _TELLING_BITS)
+
+
+def _doubles(hashes: np.ndarray, usable: np.ndarray, distance: int = 0) -> np.ndarray:
+    numbers = np.flatnonzero(usable)
+    found = np.full(len(hashes), -1, np.int64)
+    if len(numbers):
+        alike = first_alike(hashes[numbers], distance)
+        found[numbers] = np.where(alike >= 0, numbers[alike], -1)
+    return found
 
 
 def first_alike(hashes: np.ndarray, distance: int) -> np.ndarray:
@@ -186,13 +232,3 @@ def _pull(values: np.ndarray, members: np.ndarray, nearest: np.ndarray, distance
         near = np.bitwise_count(values[rows, None] ^ values[members[: start + len(rows)]][None]) <= distance
         # argmax finds the first; every row is near itself.
         nearest[rows] = np.minimum(nearest[rows], members[near.argmax(1)])
-
-
-def duplicates(hashes: Sequence[int], usable: Sequence[bool], distance: int = 0) -> list[int]:
-    """As `first_alike`, among those of the clips that are usable; -1 for the others."""
-    numbers = np.flatnonzero(np.asarray(usable, bool))
-    found = np.full(len(hashes), -1, np.int64)
-    if len(numbers):
-        alike = first_alike(np.array(hashes, np.uint64)[numbers], distance)
-        found[numbers] = np.where(alike >= 0, numbers[alike], -1)
-    return found.tolist()

@@ -24,8 +24,10 @@ from pipeline.store import DATA, INDEX, INDEX_COLUMNS, index_row, key_of
 from preprocess.clip import make_record
 from preprocess.features import storage
 from preprocess.files import file_sha256, json_bytes, sync_folder, write_bytes
+from preprocess.flow import description
 from preprocess.layout import SourceClip
 from preprocess.media import Refused
+from preprocess.quality import QUALITY
 from preprocess.task import SHARD, Report, ShardTask
 
 _LIBRARIES = (av, cv2, lmdb, numpy, PIL, torch, torchaudio)
@@ -84,6 +86,7 @@ def _try_clip(clip: SourceClip, task: ShardTask) -> None:
 def _write_records(task: ShardTask, folder: Path, report: Report) -> dict[str, Any]:
     """Records and index of a shard; what `shard.json` says about them."""
     columns: dict[str, list[Any]] = {name: [] for name in INDEX_COLUMNS}
+    measures: dict[str, list[Any]] = {}
     refused: list[list[str]] = []
     crashed = dict(task.crashed)
     with _ShardData(folder) as data:
@@ -92,7 +95,7 @@ def _write_records(task: ShardTask, folder: Path, report: Report) -> dict[str, A
             try:
                 if clip.clip_id in crashed:
                     raise Refused("worker_crash", crashed[clip.clip_id])
-                record = make_record(clip, task.root, task.config)
+                record, quality = make_record(clip, task.root, task.config)
             except Refused as error:
                 _check_input(task, error)
                 refused.append([clip.clip_id, clip.split, clip.file, error.reason, error.detail])
@@ -101,9 +104,12 @@ def _write_records(task: ShardTask, folder: Path, report: Report) -> dict[str, A
             data.append(encode(record))
             for name, value in index_row(record).items():
                 columns[name].append(value)
+            for name, value in vars(quality).items():
+                measures.setdefault(name, []).append(value)
             report("packed", clip.clip_id)
     index = msgpack.Packer().pack(columns)
     write_bytes(folder / INDEX, index)
+    write_bytes(folder / QUALITY, msgpack.packb(measures))
     count = len(columns["clip_id"])
     _read_back(folder, count)
     return {
@@ -123,6 +129,9 @@ def _write_records(task: ShardTask, folder: Path, report: Report) -> dict[str, A
             )
             for frontend in task.config.frontends
         },
+        "flow": None
+        if task.config.flow == "none"
+        else {**description(task.config.flow), "clips": sum(columns["flow"])},
         "versions": {
             "python": platform.python_version(),
             **{item.__name__: str(item.__version__) for item in _LIBRARIES},

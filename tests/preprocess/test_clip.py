@@ -8,9 +8,10 @@ from PIL import Image
 
 from configs.errors import UserError
 from configs.load import check, load_frontend
-from preprocess.clip import PackConfig, annotated_instant, frame_times, make_record
+from preprocess.clip import annotated_instant, frame_times, make_record
 from preprocess.layout import SourceClip
 from preprocess.media import Refused
+from preprocess.options import PackConfig
 from tests.conftest import make_clip, numbered_picture, tone, write_wav
 
 
@@ -36,7 +37,7 @@ def test_a_window_of_a_video_with_several_frames(tmp_path: Path):
     make_clip(tmp_path / "a.mp4", seconds=4.0, rate_hz=16000)
     clip = SourceClip(clip_id="a", video="a.mp4", start_s=1.0, duration_s=2.0, boxes=[[0, 0, 1, 1, 0]])
     config = PackConfig(frames=("1fps", "annotated"), annotated_s=0.5, frontends=(load_frontend("ez_vsl"),))
-    record = make_record(clip, tmp_path, config)
+    record, _ = make_record(clip, tmp_path, config)
     assert [round(frame.time_s, 6) for frame in record.frames] == [0.0, 0.5, 1.0]
     shown = [cv2.imdecode(np.frombuffer(frame.jpeg, np.uint8), cv2.IMREAD_GRAYSCALE) for frame in record.frames]
     greys = [picture[-1, -1] for picture in shown if picture is not None]
@@ -51,7 +52,7 @@ def test_an_image_with_its_sound_and_mask(tmp_path: Path):
     Image.fromarray(np.eye(20, 30, dtype=np.uint8) * 255).save(tmp_path / "m.png")
     write_wav(tmp_path / "a.wav", tone(2.0, 8000, channels=2), 8000)
     clip = SourceClip(clip_id="a", image="a.png", audio="a.wav", mask="m.png", extra={"k": 1})
-    record = make_record(clip, tmp_path, PackConfig(short_side_px=100, frames=("1fps",), waveform_rate_hz=8000))
+    record, _ = make_record(clip, tmp_path, PackConfig(short_side_px=100, frames=("1fps",), waveform_rate_hz=8000))
     (frame,) = record.frames
     assert (frame.width, frame.height, frame.time_s) == (150, 100, 1.0)
     assert (record.source.file, record.source.audio_file, record.source.width) == ("a.png", "a.wav", 300)
@@ -62,7 +63,7 @@ def test_an_image_with_its_sound_and_mask(tmp_path: Path):
 
 def test_no_waveform_when_none_is_asked_for(tmp_path: Path):
     make_clip(tmp_path / "a.mp4", seconds=1.0)
-    record = make_record(SourceClip(clip_id="a", video="a.mp4"), tmp_path, PackConfig(waveform=False))
+    record, _ = make_record(SourceClip(clip_id="a", video="a.mp4"), tmp_path, PackConfig(waveform=False))
     assert record.waveform is None and record.sample_rate_hz is None
 
 

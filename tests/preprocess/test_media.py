@@ -107,8 +107,8 @@ def textured(number: int, width: int, height: int) -> np.ndarray:
 @pytest.mark.parametrize("times_s", [[3.97], [2.2, 5.6], [30.0]])
 def test_leaving_pictures_out_gives_what_decoding_all_gives(tmp_path: Path, times_s: list[float]):
     clip = make_clip(tmp_path / "clip.mp4", seconds=6.0, fps=25, codec="libx264", picture=textured)
-    quick = _nearest(clip, times_s, 256, 90, all_pictures=False)
-    whole = _nearest(clip, times_s, 256, 90, all_pictures=True)
+    quick = _nearest(clip, times_s, 256, 90, "none", all_pictures=False)
+    whole = _nearest(clip, times_s, 256, 90, "none", all_pictures=True)
     assert whole is not None and [picture.time_s for picture in whole] == pytest.approx(
         [min(time_s, 5.96) for time_s in times_s], abs=0.02
     )
