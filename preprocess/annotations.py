@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,10 +71,15 @@ def set_rows(path: Path) -> list[SetRow]:
     return _entries(path, entry)
 
 
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON")
+
+
 def _entries(path: Path, entry: Callable[[Any, str], Any]) -> list[Any]:
     try:
         data = path.read_bytes()
-        value = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+        text = gzip.decompress(data) if path.suffix == ".gz" else data
+        value = json.loads(text, parse_constant=_refuse_constant)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, EOFError, RecursionError) as error:
@@ -123,7 +127,7 @@ def flickr_truth(path: Path) -> Annotated:
 
 
 def oddities(boxes: list[list[float]]) -> tuple[int, int]:
-    """How many boxes leave the picture, and how many have no area within it."""
-    outside = sum(not all(math.isfinite(value) and -1e-6 <= value <= 1 + 1e-6 for value in row[:4]) for row in boxes)
-    held = [[min(max(value, 0.0), 1.0) for value in row[:4]] for row in boxes]
-    return outside, sum(not (x0 < x1 and y0 < y1) for x0, y0, x1, y1 in held)
+    """How many boxes leave the picture, and how many have no area once drawn at 224 px as protocols do."""
+    outside = sum(not all(-1e-6 <= value <= 1 + 1e-6 for value in row[:4]) for row in boxes)
+    drawn = [[int(min(max(value, 0.0), 1.0) * _BOX_SIDE_PX) for value in row[:4]] for row in boxes]
+    return outside, sum(not (x0 < x1 and y0 < y1) for x0, y0, x1, y1 in drawn)

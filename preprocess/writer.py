@@ -106,6 +106,7 @@ def pack(
     shard_clips: int | None = None,
     share: tuple[int, int] | None = None,
     clips: list[SourceClip] | None = None,
+    about: dict[str, Any] | None = None,
     report: Report = lambda kind, what: None,
     found: Callable[[int, int, int], None] = lambda expected, packed, refused: None,
 ) -> Packed:
@@ -113,7 +114,7 @@ def pack(
 
     share: (i, n) packs every n-th shard from the i-th (1 to n) on, for n jobs that start in any order, on any machines;
     who finishes the last shard of all also writes the manifest. found: called once with the clips to pack in all and
-    those that finished shards hold and refused already.
+    those that finished shards hold and refused already. about: more entries of the manifest.
     Raises: UserError if `store` holds anything else, or nothing could be packed; Stopped after Ctrl-C.
     """
     if clips is None:
@@ -150,7 +151,9 @@ def pack(
                 assert share is not None, "the engine left a shard out"
                 return _share_done(ours, left)
             claim.everything()
-            return _already(store) if (store / MANIFEST).is_file() else _finish(store, tasks, plan, config, dataset)
+            if (store / MANIFEST).is_file():
+                return _already(store)
+            return _finish(store, tasks, plan, config, dataset, about or {})
     except OSError as error:
         raise UserError(
             f"cannot pack into {store}: {error}. What is packed stays; run the same command again"
@@ -366,13 +369,22 @@ def contents(store: Path, shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
             {key: shard[key] for key in ("name", "clips", "bytes", "sha256", "index_sha256")} for shard in shards
         ],
         "versions": {
-            name: ", ".join(sorted({shard["versions"][name] for shard in shards if name in shard["versions"]}))
+            name: ", ".join(
+                sorted({text for shard in shards for text in shard["versions"].get(name, "").split(", ")} - {""})
+            )
             for name in libraries
         },
     }
 
 
-def _finish(store: Path, tasks: list[ShardTask], plan: dict[str, Any], config: PackConfig, dataset: str) -> Packed:
+def _finish(
+    store: Path,
+    tasks: list[ShardTask],
+    plan: dict[str, Any],
+    config: PackConfig,
+    dataset: str,
+    about: dict[str, Any],
+) -> Packed:
     """Write refused.csv and, last, the manifest."""
     shards = [summary for task in tasks if (summary := task.summary()) is not None]
     refused = sorted(row for shard in shards for row in shard["refused"])
@@ -398,16 +410,23 @@ def _finish(store: Path, tasks: list[ShardTask], plan: dict[str, Any], config: P
         "layout": {**plan["layout_options"], "name": plan["layout"]},
         "options": options,
         "frames": {key: options[key] for key in ("frames", "annotated_s", "short_side_px", "quality")},
+        "flow": shards[0]["flow"],
         "frontends": frontends,
         "waveform": {"sample_rate_hz": config.waveform_rate_hz} if config.waveform else None,
         **found,
+        **about,
         "plan": tasks[0].plan,
         "repeatable": "the same clips, options and versions give the same bytes, but for 'dataset' in this file",
     }
-    write_bytes(store / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n")
+    write_manifest(store, manifest)
     for task in tasks:
         _deaths_file(task).unlink(missing_ok=True)
     return Packed(expected=found["expected"], packed=found["packed"], refused=refused)
+
+
+def write_manifest(store: Path, manifest: dict[str, Any]) -> None:
+    """Write `manifest.json`, which makes a store of a folder."""
+    write_bytes(store / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n")
 
 
 def write_refused(store: Path, rows: list[list[str]]) -> None:

@@ -14,10 +14,13 @@ from rich.table import Table
 from configs.errors import UserError
 from configs.load import check, load_frontend
 from configs.resolve import names, resolve
-from preprocess.layout import Layout
+from pipeline.store import Store
+from preprocess.layout import LEFT_OUT, Layout, SourceClip
 from preprocess.media import REASONS
 from preprocess.options import PackConfig
 from preprocess.progress import PackProgress
+from preprocess.recognise import recognise
+from preprocess.selection import Selection, is_test_split, select, write_left_out
 from preprocess.task import Engine
 from preprocess.writer import REFUSED, Packed, Stopped, default_shard_clips, pack
 
@@ -32,13 +35,31 @@ def add(commands: Any) -> None:
         "pack",
         help="pack the clips of INPUT into STORE; the same command again goes on where it stopped",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # a layout's own option may begin like one of these
         epilog=f"{_help(_LAYOUTS)}\n\n{_help(_ENGINES)}",
     )
     command.set_defaults(run=_pack, options_of_its_own=True)
-    command.add_argument("layout", metavar="LAYOUT", help="how INPUT is kept: one of those below")
+    command.add_argument("layout", metavar="LAYOUT", help="how INPUT is kept: one of those below, or 'auto'")
     command.add_argument("input", metavar="INPUT", type=Path)
     command.add_argument(
         "store", metavar="STORE", type=Path, help="folder to write; new, empty, or of the same command"
+    )
+    command.add_argument(
+        "--list",
+        metavar="[SPLIT=]LIST",
+        action="append",
+        default=[],
+        dest="lists",
+        help="pack only the clips of a bundled list (see configs/lists/README.md) or of a file with one id a line; may "
+        "be repeated; SPLIT is train, but vggss_test, flickr_test, ... for the bundled test lists",
+    )
+    command.add_argument("--labels", metavar="FILE", type=Path, help="csv of id and label, like vggsound.csv")
+    command.add_argument(
+        "--annotations",
+        metavar="PATH",
+        type=Path,
+        help="folder of Flickr-SoundNet's <id>.xml, or a file like vggss.json; default: Annotations in INPUT; clips of "
+        "vggss_test get their published boxes without it",
     )
     command.add_argument(
         "--frames",
@@ -55,6 +76,12 @@ def add(commands: Any) -> None:
     )
     command.add_argument("--short-side", type=int, metavar="PX", dest="short_side_px", help="of a picture; default 256")
     command.add_argument("--quality", type=int, metavar="Q", help="of JPEG; default 90")
+    command.add_argument(
+        "--flow",
+        choices=("none", "signed", "published"),
+        help="optical flow to the video's next picture: signed and scaled, or in the published 8 bits, which hold no "
+        "motion to the left or up; default: published where the layout has flow pictures, else none",
+    )
     command.add_argument(
         "--frontend",
         nargs="+",
@@ -156,6 +183,10 @@ def _layout(name: str, source: Path, rest: list[str]) -> Layout:
 
 def _pack(options: argparse.Namespace, rest: list[str]) -> int:
     engine, rest = _engine(options, rest)
+    console = Console()
+    if options.layout == "auto":
+        options.layout, why = recognise(options.input)
+        console.print(f"recognised layout '{options.layout}': {escape(why)}")
     layout = _layout(options.layout, options.input, rest)
     frontends = (
         [] if options.frontend == ["none"] else [load_frontend(name) for name in dict.fromkeys(options.frontend)]
@@ -175,10 +206,15 @@ def _pack(options: argparse.Namespace, rest: list[str]) -> int:
         raise UserError(f"--max-refused is a share from 0 to 1, found {options.max_refused:g}")
     if options.shard_clips is not None and options.shard_clips < 1:
         raise UserError(f"--shard-clips must be at least 1, found {options.shard_clips}")
-    clips = layout.clips()
-    console = Console()
-    for note in layout.notes:
-        console.print(f"note: {escape(note)}")
+    chosen = select(layout, layout.clips(), lists=options.lists, labels=options.labels, annotations=options.annotations)
+    clips = chosen.clips
+    if any(clip.spectrogram for clip in clips) and (config.waveform or len(config.frontends) != 1):
+        raise UserError(
+            f"the layout '{options.layout}' holds spectrograms and no sound: give --no-waveform and the one --frontend "
+            "that they were made with"
+        )
+    config = config.model_copy(update={"flow": _flow(options.flow, clips)})
+    _show(chosen, console)
     shard_clips = options.shard_clips or default_shard_clips(len(clips))
     progress = PackProgress(console)
 
@@ -197,6 +233,7 @@ def _pack(options: argparse.Namespace, rest: list[str]) -> int:
                 shard_clips=shard_clips,
                 share=options.shard,
                 clips=clips,
+                about=chosen.about(),
                 report=progress.report,
                 found=progress.found,
             )
@@ -205,6 +242,8 @@ def _pack(options: argparse.Namespace, rest: list[str]) -> int:
         return 130
     finally:
         signal.signal(signal.SIGTERM, heard)
+    if chosen.left_out:
+        console.print(f"left out: {len(chosen.left_out)} clips, see {write_left_out(options.store, chosen.left_out)}")
     if packed.shards_left:
         console.print(
             f"packed {packed.packed} of {packed.expected} clips of share {options.shard[0]}/{options.shard[1]} "
@@ -214,7 +253,56 @@ def _pack(options: argparse.Namespace, rest: list[str]) -> int:
         console.print(f"packed {packed.packed} of {packed.expected} clips into {options.store} ({progress.rate()})")
     else:
         console.print(f"already packed: {options.store} holds {packed.packed} of {packed.expected} clips of this plan")
+    if config.flow != "none" and not packed.shards_left:
+        with Store(options.store) as store:
+            flowing = sum(store.index["flow"])
+        if flowing < packed.packed:
+            console.print(
+                f"note: {packed.packed - flowing} of {packed.packed} clips have no flow: a still picture, or the only "
+                "one of a video, has no next one"
+            )
     return _judge(packed, options, console)
+
+
+def _flow(asked: str | None, clips: list[SourceClip]) -> str:
+    """How flow is stored. Raises: UserError if signed is asked where the layout has flow in 8 bits."""
+    ready = any(clip.flow_x is not None for clip in clips)
+    if asked == "signed" and ready:
+        raise UserError(
+            "--flow signed: this layout has flow pictures in the published 8 bits, which hold no motion to the left or "
+            "up. Use --flow published to take them over, or pack the videos themselves"
+        )
+    return asked or ("published" if ready else "none")
+
+
+def _show(chosen: Selection, console: Console) -> None:
+    """What will be packed, what is missing, and what a training split knows of the test sets."""
+    for note in chosen.notes:
+        console.print(f"note: {escape(note)}")
+    table = Table("split", "list", "expected", "found", "missing", "duplicates", "ids")
+    for item in chosen.lists:
+        counts = (f"{item[key]:,}" for key in ("expected", "found", "missing", "duplicates"))
+        table.add_row(item["split"], item["list"], *counts, item["id_hash"])
+    console.print(table)
+    for reason, count in chosen.about()["left_out"].items():
+        examples = ", ".join(item.clip_id for item in chosen.left_out if item.reason == reason)
+        console.print(f"left out, {reason}: {count:,} ({LEFT_OUT[reason]}): {escape(examples[:100])}", soft_wrap=True)
+    for split, tests in chosen.leaks.items():
+        for test, said in tests.items():
+            if said["by_source"]:
+                console.print(
+                    f"leak: split '{split}' holds {said['by_id']:,} of the {said['of']:,} clips of {test}; "
+                    f"{said['by_source']:,} are from recordings that it holds"
+                )
+    for split, said in chosen.truth.items():
+        if said["without"]:
+            console.print(f"truth: {said['without']:,} of {said['clips']:,} clips of split '{split}' have none")
+        if said["boxes_outside"] or said["boxes_without_area"]:
+            console.print(
+                f"truth: of {said['boxes']:,} boxes of split '{split}', {said['boxes_outside']} leave the picture and "
+                f"{said['boxes_without_area']} have no area, which leaves {said['clips_with_empty_truth']} clips without "
+                "any; all are kept as published"
+            )
 
 
 def _judge(packed: Packed, options: argparse.Namespace, console: Console) -> int:
@@ -225,7 +313,7 @@ def _judge(packed: Packed, options: argparse.Namespace, console: Console) -> int
     for reason, count in Counter(row[3] for row in packed.refused).most_common():
         table.add_row(reason, str(count), REASONS.get(reason, ""))
     console.print(table)
-    tests = [row for row in packed.refused if row[1].startswith("test")]
+    tests = [row for row in packed.refused if is_test_split(row[1])]
     for clip_id, split, _, reason, detail in (tests or packed.refused)[:_SHOWN_REFUSALS]:
         console.print(escape(f"  {split} {clip_id}: {reason}: {detail}"), soft_wrap=True)
     if not packed.shards_left:

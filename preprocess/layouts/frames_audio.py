@@ -15,12 +15,12 @@ class FramesAudio(Layout):
     """
 
     class Config(LayoutConfig):
-        frame: str = Field(default="first", description="of a folder of pictures: first, middle, or a file name")
+        picture: str = Field(default="first", description="of a folder of pictures: first, middle, or a file name")
 
     def clips(self) -> list[SourceClip]:
         frames = folder_of(self, "frames", "extend_frames")
         audio = folder_of(self, "audio", "extend_audio")
-        pictures = pictures_by_id(self, frames, _PICTURES, self.config.frame)
+        pictures = pictures_by_id(self, frames, _PICTURES, self.config.picture)
         return paired(self, pictures, by_id(self, find_files(self.root, audio, SOUNDS)))
 
     @classmethod

@@ -19,7 +19,7 @@ class Soundnet(Layout):
     """
 
     class Config(LayoutConfig):
-        frame: str = Field(default="middle", description="of several pictures of a clip: first, middle, or a file name")
+        picture: str = Field(default="middle", description="of a clip with several: first, middle, or a file name")
 
     def clips(self) -> list[SourceClip]:
         pictures: dict[str, list[str]] = {}
@@ -31,7 +31,7 @@ class Soundnet(Layout):
             else:
                 pictures.setdefault(clip_id, []).append(path)
         sounds = by_id(self, find_files(self.root, "", SOUNDS, deep=True))
-        return paired(self, chosen(self, pictures, self.config.frame), sounds)
+        return paired(self, chosen(self, pictures, self.config.picture), sounds)
 
     @classmethod
     def recognise(cls, look: Look) -> str | None:

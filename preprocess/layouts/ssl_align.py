@@ -12,13 +12,13 @@ class SslAlign(Layout):
     """
 
     class Config(LayoutConfig):
-        frame: str = Field(
+        picture: str = Field(
             default="image_050.jpg",
             description="which picture of a clip: first, middle, or a file name; image_050.jpg is at 5 s",
         )
 
     def clips(self) -> list[SourceClip]:
-        pictures = pictures_by_id(self, folder_of(self, "IMG"), PICTURES, self.config.frame)
+        pictures = pictures_by_id(self, folder_of(self, "IMG"), PICTURES, self.config.picture)
         return paired(self, pictures, by_id(self, find_files(self.root, folder_of(self, "AUD"), SOUNDS)))
 
     @classmethod

@@ -12,10 +12,10 @@ class Vcs(Layout):
     """
 
     class Config(LayoutConfig):
-        frame: str = Field(default="007.jpg", description="which picture of a clip: first, middle, or a file name")
+        picture: str = Field(default="007.jpg", description="which picture of a clip: first, middle, or a file name")
 
     def clips(self) -> list[SourceClip]:
-        pictures = pictures_by_id(self, folder_of(self, "video_frames"), PICTURES, self.config.frame)
+        pictures = pictures_by_id(self, folder_of(self, "video_frames"), PICTURES, self.config.picture)
         return paired(self, pictures, by_id(self, find_files(self.root, folder_of(self, "audios"), SOUNDS)))
 
     @classmethod

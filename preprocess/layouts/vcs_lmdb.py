@@ -16,7 +16,7 @@ class VcsLmdb(Layout):
     """
 
     class Config(LayoutConfig):
-        frame: str = Field(default="007.jpg", description="which picture of a video; the authors read 007.jpg")
+        picture: str = Field(default="007.jpg", description="which picture of a video; the authors read 007.jpg")
 
     def clips(self) -> list[SourceClip]:
         clips = []
@@ -26,7 +26,7 @@ class VcsLmdb(Layout):
             )
             if not ((self.root / images).exists() and (self.root / audios).exists()):
                 continue
-            pictures = read_keys(self.root / images, suffix=f"/{self.config.frame}", size=PICTURE_BYTES)
+            pictures = read_keys(self.root / images, suffix=f"/{self.config.picture}", size=PICTURE_BYTES)
             sounds = read_keys(self.root / audios)
             for video in sorted(pictures.keys() | sounds.keys()):
                 if video in pictures and video in sounds:
@@ -46,7 +46,7 @@ class VcsLmdb(Layout):
         if not clips:
             raise UserError(
                 f"{self.source} has no train_images.lmdb and train_audios.lmdb (or eval_...), or no video in them has "
-                f"both {self.config.frame} and sound"
+                f"both {self.config.picture} and sound"
             )
         return clips
 
