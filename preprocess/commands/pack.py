@@ -300,7 +300,7 @@ def _show(chosen: Selection, console: Console) -> None:
         if said["boxes_outside"] or said["boxes_without_area"]:
             console.print(
                 f"truth: of {said['boxes']:,} boxes of split '{split}', {said['boxes_outside']} leave the picture and "
-                f"{said['boxes_without_area']} have no area, which leaves {said['clips_with_empty_truth']} clips without "
+                f"{said['boxes_without_area']} have no area, leaving {said['clips_with_empty_truth']} clips without "
                 "any; all are kept as published"
             )
 
