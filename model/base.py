@@ -24,12 +24,15 @@ class Localization:
     """Where the sound is.
 
     map: `(B, h, w)` at the method's own resolution, unscaled; higher means source.
-    bounds: the range that the map can take, for confidence scores. extra: other named maps `(B, h, w)`.
+    bounds: the range that the map can take, for confidence scores; infinite for logits. extra: other named maps
+    `(B, h, w)`. embeddings: of the picture and of the sound, `(B, D)` each, for retrieval by cosine; None: the method
+    has none that are meant to be compared.
     """
 
     map: Tensor
     bounds: tuple[float, float]
     extra: dict[str, Tensor] = field(default_factory=dict)
+    embeddings: tuple[Tensor, Tensor] | None = None
 
 
 class MethodConfig(ComponentConfig):

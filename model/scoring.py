@@ -1,280 +1,58 @@
-"""How maps become scores: what a protocol and a metric are, and the scorer that runs them over the clips of a split.
+"""From maps to scores: the scorer that runs a protocol and metrics over the clips of a set, and the table it makes.
 
-A protocol turns a map at the method's own resolution into a map and a foreground of the size at which truth is drawn. A
-metric turns those and the truth into one row a clip, and rows into scores. Scores are made from rows alone, sorted by
-clip id: they depend neither on the batch size nor on order or ranks, and can be made again from the saved rows.
+A protocol (`model.protocol`) turns a map at the method's own resolution into a map and a foreground of the size at
+which truth is drawn. A metric (`model.metric`) turns those and the truth into columns of one row a clip, and rows into
+scores. Scores are made from rows alone, sorted by clip id: they depend neither on the batch size nor on order or ranks,
+and can be made again from the saved rows.
 """
 
-import hashlib
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from configs.errors import UserError
 from configs.resolve import resolve
-from configs.schema import ComponentConfig, EvaluateConfig
+from configs.schema import ComponentConfig, EvaluateConfig, component_config
 from model.base import Localization
-from pipeline.batch import Truth
-
-Rows = dict[str, np.ndarray]
-"""Columns of equal length, one entry a clip: `clip_id`, `label`, `group`, `truth_area`, and the metrics' columns.
-
-The columns of a blind map or of the ceiling start with its name and a dot: `centre.ciou`.
-"""
+from model.metric import Metric
+from model.protocol import Maps, Protocol, SetFacts, Source, TruthMaps, centred_gaussian, random_maps
+from model.refinement import Localize, Mixtures, Refinement
+from model.rows import Rows, gather_rows, join_rows, take_rows, units
+from model.rows import load_rows as load_rows
+from model.rows import save_rows as save_rows
+from pipeline.batch import Batch, Truth
 
 FLOORS = ("centre", "ones", "random")
 CEILING = "ceiling"
-CENTRE_SIGMA = 50 / 224
-"""Width of the centred Gaussian as a share of the map's side."""
-
-
-class Maps:
-    """The maps of B clips as a protocol sees them.
-
-    resized: `(B, S, S)` float32 in the method's scale. scaled: the same after the protocol's normalisation.
-    """
-
-    def __init__(self, resized: Tensor, scaled: Tensor, protocol: "Protocol") -> None:
-        self.resized = resized
-        self.scaled = scaled
-        self._protocol = protocol
-
-    @cached_property
-    def ordered(self) -> Tensor:
-        """`(B, S * S)`: each clip's `scaled` values, ascending."""
-        return ascending(self.scaled)
-
-    @cached_property
-    def best(self) -> Tensor:
-        """`(B, S, S)` bool: the pixels at the map's maximum; more than one where it is flat."""
-        return self.resized == self.resized.amax((1, 2), keepdim=True)
-
-    @cached_property
-    def foreground(self) -> Tensor:
-        """`(B, S, S)` bool: the pixels that the protocol counts as source."""
-        threshold = self._protocol.threshold(self)[:, None, None]
-        return self.scaled > threshold if self._protocol.strict else self.scaled >= threshold
-
-    def repeat(self, count: int) -> "Maps":
-        """One map for `count` clips, without copies; it is sorted and cut once."""
-        many = Maps(self.resized.expand(count, -1, -1), self.scaled.expand(count, -1, -1), self._protocol)
-        many.__dict__["ordered"] = self.ordered.expand(count, -1)
-        many.__dict__["best"] = self.best.expand(count, -1, -1)
-        many.__dict__["foreground"] = self.foreground.expand(count, -1, -1)
-        return many
-
-
-@dataclass(frozen=True)
-class TruthMaps:
-    """The truth of B clips as a protocol draws it.
-
-    weights: `(B, S, S)` float32 in [0, 1], how far the annotators agree that the sound is there. clips: as stored.
-    """
-
-    weights: Tensor
-    clips: Sequence[Truth]
-
-    @cached_property
-    def area(self) -> Tensor:
-        """`(B,)` float64: sum of the weights, in pixels."""
-        return pixel_sum(self.weights)
-
-
-class ProtocolConfig(ComponentConfig):
-    """Base of every protocol's `Config`. What the protocol fixes is no option: another rule is another protocol."""
-
-    truth: Literal["auto", "union", "consensus"] = Field(
-        "auto",
-        description="union: 1 inside any box; consensus: half a point a box, at most 1; auto: consensus for clips "
-        "that several people annotated",
-    )
-
-
-class Protocol(ABC):
-    """A fixed way from a map to a foreground, and from boxes to a truth map, both `size_px` squared."""
-
-    Config: ClassVar[type[ProtocolConfig]]
-    size_px: ClassVar[int] = 224
-    resize_mode: ClassVar[Literal["bilinear", "bicubic"]]
-    align_corners: ClassVar[bool]
-    strict: ClassVar[bool]
-    """True: foreground is above the threshold. False: above or at it."""
-    rule: ClassVar[str]
-    """The threshold in words, for reports."""
-    half_area: ClassVar[bool]
-    """Whether the rule makes half of the picture foreground, so that no map can do better than `half_area_ceiling`."""
-
-    def __init__(self, config: Any) -> None:
-        self.config = config
-
-    @abstractmethod
-    def threshold(self, maps: Maps) -> Tensor:
-        """`(B,)`: where each clip's `scaled` map is cut."""
-
-    def prepare(self, native: Tensor) -> Maps:
-        """Maps `(B, h, w)` of any resolution and float type, resized and normalised clip by clip."""
-        resized = self.resize(native.float())
-        return Maps(resized, self.scale(resized), self)
-
-    def resize(self, native: Tensor) -> Tensor:
-        """`(B, h, w)` to `(B, S, S)`."""
-        if native.shape[1:] == (self.size_px, self.size_px):
-            return native
-        size = (self.size_px, self.size_px)
-        return interpolate(native[:, None], size, mode=self.resize_mode, align_corners=self.align_corners)[:, 0]
-
-    def scale(self, resized: Tensor) -> Tensor:
-        """Each map to 0 .. 1; a constant map stays as it is."""
-        low, high = resized.amin((1, 2), keepdim=True), resized.amax((1, 2), keepdim=True)
-        varies = high > low
-        return (resized - torch.where(varies, low, 0)).div_(torch.where(varies, high - low, 1))
-
-    def rasterise(self, truths: Sequence[Truth], device: torch.device | str = "cpu") -> TruthMaps:
-        """The truth of B clips, drawn.
-
-        A box is clipped to the picture and its corners times `size_px` truncated, as the released evaluators of the
-        EZ-VSL family do. A mask is resized to the nearest pixel; 255 is weight 1. Weights are multiples of 1/256, so
-        that sums of them are exact in any order.
-        """
-        weights = np.stack([self._draw(truth) for truth in truths])
-        return TruthMaps(torch.from_numpy(weights).to(device), truths)
-
-    def _draw(self, truth: Truth) -> np.ndarray:
-        side = self.size_px
-        if truth.boxes is None:
-            assert truth.mask is not None, "clips without truth are refused before they are drawn"
-            mask = torch.from_numpy(np.round(truth.mask.astype(np.float32) * (256 / 255)) / 256)
-            return interpolate(mask[None, None], (side, side), mode="nearest-exact")[0, 0].numpy()
-        votes = np.zeros((side, side), np.float32)
-        for x0, y0, x1, y1 in (np.clip(truth.boxes[:, :4], 0, 1) * side).astype(np.int64):
-            votes[y0:y1, x0:x1] += 1
-        return np.minimum(votes / 2 if self._by_consensus(truth) else votes, 1)
-
-    def _by_consensus(self, truth: Truth) -> bool:
-        if self.config.truth != "auto":
-            return self.config.truth == "consensus"
-        # A clip that only one of several people marked still says so: by a later annotator's index, or in `extra`.
-        return bool((truth.boxes[:, 4] > 0).any()) or truth.extra.get("annotators", 1) > 1  # type: ignore[index]
-
-    def settings(self) -> dict[str, str]:
-        """What a score depends on, for reports."""
-        corners = "corners aligned" if self.align_corners else "corners not aligned"
-        return {
-            "map": f"{self.resize_mode} to {self.size_px} x {self.size_px} px, {corners}",
-            "normalisation": "each map to 0 .. 1 (a constant map as it is)",
-            "foreground": f"{'>' if self.strict else '>='} {self.rule}",
-            "truth": f"boxes: {self.config.truth}",
-        }
-
-
-class Metric(ABC):
-    """One question about maps: a row a clip, and scores from the rows."""
-
-    Config: ClassVar[type[ComponentConfig]]
-    columns: ClassVar[tuple[str, ...]]
-    """Names that `per_clip` returns; no two metrics share one."""
-
-    def __init__(self, config: Any) -> None:
-        self.config = config
-
-    @abstractmethod
-    def per_clip(self, maps: Maps, truth: TruthMaps, protocol: Protocol) -> dict[str, Tensor]:
-        """The `columns`, each `(B,)`; no clip's value depends on another clip."""
-
-    @abstractmethod
-    def reduce(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Named scores from the `columns` and `unit` (clips of one group share a number), for one clip or more."""
-
-    def ceiling(self, truth: TruthMaps, protocol: Protocol) -> dict[str, Tensor]:
-        """The `columns` of the best map there could be, where the protocol sets a limit; else nothing."""
-        return {}
-
-
-def median(maps: Maps) -> Tensor:
-    """`(B,)`: the value at index S * S // 2 of each clip's sorted pixels (no mean of the two middle ones)."""
-    return maps.ordered[:, maps.ordered.shape[1] // 2]
-
-
-def pixel_sum(weights: Tensor) -> Tensor:
-    """`(B,)` float64: sums over maps `(B, S, S)` of multiples of 1/256, exact: one line of pixels fits in float32."""
-    return weights.sum(2).sum(1, dtype=torch.float64)
-
-
-def consensus_iou(foreground: Tensor, truth: TruthMaps) -> Tensor:
-    """`(B,)` float64: sum(P g) / (sum(g) + sum(P where g = 0)); 0 where both are empty.
-
-    Args: foreground P (B, S, S) bool; g = truth.weights.
-    Source: Senocak et al., Learning to Localize Sound Source in Visual Scenes (CVPR 2018), eq. 8.
-    """
-    hit = pixel_sum(foreground * truth.weights)
-    false = (foreground & (truth.weights == 0)).sum((1, 2)).double()
-    whole = truth.area + false
-    return torch.where(whole > 0, hit / torch.where(whole > 0, whole, 1), 0.0)
-
-
-def half_area_ceiling(truth: TruthMaps) -> Tensor:
-    """`(B,)` float64: the best consensus IoU of any foreground that fills half of the picture.
-
-    It takes the pixels of most weight; for a binary truth of area share a this is min(a, .5) / max(a, .5).
-    """
-    weights = ascending(truth.weights)
-    chosen = weights[:, weights.shape[1] // 2 :]
-    false = (chosen == 0).sum(1)
-    return chosen.sum(1, dtype=torch.float64) / (truth.area + false).clamp_min(1)
-
-
-def success_scores(values: np.ndarray) -> dict[str, float]:
-    """Share of clips with a value of at least 0.5, area under that share over thresholds 0, 0.05 .. 1, and the mean.
-
-    The thresholds are the float products 0.05 * i, as in the released evaluators; the first point is always 1.
-    """
-    values = np.sort(values)
-    thresholds = np.array([0.05 * step for step in range(21)])
-    share = (len(values) - np.searchsorted(values, thresholds, side="left")) / len(values)
-    area = float(np.sum((share[1:] + share[:-1]) / 2 * np.diff(thresholds)))
-    return {"at_50": float(np.mean(values >= 0.5)), "auc": area, "mean": float(np.mean(values))}
-
-
-def ascending(maps: Tensor) -> Tensor:
-    """`(B, S * S)`: the sorted values of maps `(B, S, S)`."""
-    flat = maps.flatten(1)
-    if flat.device.type == "cpu":
-        # numpy sorts float32 with vector instructions, some twenty times as fast as torch on a CPU.
-        return torch.from_numpy(np.sort(flat.numpy(), axis=1))
-    return flat.sort(dim=1).values
-
-
-def centred_gaussian(side: int) -> Tensor:
-    """`(1, side, side)` float32 in (0, 1]: knows nothing but that things stand in the middle."""
-    line = (torch.arange(side, dtype=torch.float64) - (side - 1) / 2) / (CENTRE_SIGMA * side)
-    return torch.exp(-(line[:, None].square() + line[None, :].square()) / 2)[None].float()
-
-
-def random_maps(clip_ids: Sequence[str], height: int, width: int) -> Tensor:
-    """`(B, height, width)` float32, uniform in [0, 1): each clip's numbers come from its id alone."""
-    digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in clip_ids]
-    draws = [np.random.default_rng(int.from_bytes(digest, "little")) for digest in digests]
-    return torch.from_numpy(np.stack([draw.random((height, width), np.float32) for draw in draws]))
+_CHUNK = 8
+"""Maps that a CPU works on at once: they stay in its cache."""
+_FAR = 1.0
+"""A box whose coordinate lies more than a picture's width outside the picture is odd."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """What `Scorer.add` found for the valid clips of one batch: for pictures."""
+    """What `Scorer.add` found for the valid clips of one batch: for pictures. columns: the metrics' `(n,)` ones."""
 
     positions: list[int]
     clip_ids: list[str]
-    maps: Maps
+    native: Tensor
+    bounds: tuple[float, float]
+    protocol: Protocol
     truths: list[Truth]
     columns: dict[str, np.ndarray]
+    _maps: list[Maps] = field(default_factory=list)
+
+    @property
+    def maps(self) -> Maps:
+        """The maps as the protocol sees them, made when they are first asked for."""
+        if not self._maps:
+            self._maps.append(self.protocol.prepare(self.native, self.bounds))
+        return self._maps[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,7 +60,8 @@ class ScoreTable:
     """The scores of one set, and all that is needed to read them.
 
     scores: name -> value; intervals: name -> 95% bounds over clips; floors: blind map -> the same names -> value;
-    ceiling: name -> best value that the protocol allows. empty: clips whose truth covers no pixel (they score 0).
+    ceiling: name -> best value that the protocol allows. empty: clips whose truth covers no pixel though something
+    makes the sound (they score 0). variant: which refinement's map; empty: the method's own.
     """
 
     rows: Rows
@@ -296,6 +75,7 @@ class ScoreTable:
     id_hash: str
     protocol: str
     settings: dict[str, str]
+    variant: str = ""
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -305,35 +85,77 @@ class ScoreTable:
         return {**plain, "intervals": {name: list(bounds) for name, bounds in self.intervals.items()}}
 
 
+class Floors:
+    """The columns of the blind maps and of the ceiling for the clips of one set, which no method changes.
+
+    Scorers of the same set that share one compute them once, whatever the number of checkpoints.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], dict[str, dict[str, np.ndarray]]] = {}
+
+    def columns(
+        self, key: tuple[Any, ...], names: Sequence[str], make: Callable[[], dict[str, np.ndarray]]
+    ) -> dict[str, np.ndarray]:
+        """The columns for these clips, made if one of them is new. key: what else they depend on."""
+        known = self._known.setdefault(key, {})
+        if any(name not in known for name in names):
+            made = make()
+            known |= {name: {title: each[place] for title, each in made.items()} for place, name in enumerate(names)}
+            return made
+        titles = known[names[0]]
+        return {title: np.stack([known[name][title] for name in names]) for title in titles}
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A batch whose threshold is not known before the whole set has been seen."""
+
+    names: list[str]
+    truths: list[Truth]
+    sources: dict[str, Source]
+    embeddings: tuple[Tensor, Tensor] | None
+
+
 class Scorer:
-    """Collects the rows of one set, batch by batch, and makes its table."""
+    """Collects the rows of one set under one protocol, batch by batch, and makes its tables."""
 
     def __init__(
         self,
         protocol: Protocol,
         metrics: Mapping[str, Metric],
         *,
+        refinements: Iterable[Refinement] = (),
         bootstrap: int = 1000,
         seed: int = 0,
         blind: bool = True,
+        floors: Floors | None = None,
     ) -> None:
-        """blind: score the floors and the ceiling too; they are the same for every state of a method."""
+        """blind: score the floors and the ceiling too. floors: those of the set, shared with other scorers of it."""
         self.protocol = protocol
         self.metrics = dict(metrics)
+        self.refinements = list(refinements)
+        self.mixtures: Mixtures = {"": {"map": 1.0}}
+        for refinement in self.refinements:
+            self.mixtures |= refinement.mixtures(protocol)
         columns = [column for metric in metrics.values() for column in metric.columns]
         if len(set(columns)) < len(columns):
             raise ValueError(f"two metrics write the same column: {sorted(columns)}")
         self.bootstrap = bootstrap
         self.seed = seed
         self.blind = blind
+        self.floors = floors or Floors()
+        self._rules: dict[str, Protocol] = {}  # where the threshold of a map follows from the whole set
         self._parts: list[Rows] = []
+        self._held: list[_Held] = []
         self._seen: set[str] = set()
-        self._constant: dict[tuple[str, torch.device], Maps] = {}
+        self._constant: dict[tuple[str, int, torch.device], Maps] = {}
 
     @property
     def clip_ids(self) -> list[str]:
         """Ids of all clips scored so far, in the order of arrival."""
-        return [str(clip_id) for part in self._parts for clip_id in part["clip_id"]]
+        kept = [str(clip_id) for part in self._parts for clip_id in part["clip_id"]]
+        return kept + [name for held in self._held for name in held.names]
 
     @torch.inference_mode()
     def add(
@@ -342,59 +164,65 @@ class Scorer:
         valid: Tensor,
         localization: Localization,
         truth: Sequence[Truth | None] | None,
+        sources: Mapping[str, Source] | None = None,
+        drawn: dict[tuple[str, int], TruthMaps] | None = None,
     ) -> Scored:
         """Score a batch; clips that are not valid (padding) are left out.
 
+        sources: what the refinements give for the batch. drawn: truth maps of this batch, kept for further scorers.
+        Under a protocol whose threshold comes from the whole set there is nothing to picture yet: the result is empty.
         Raises: UserError naming clips without truth, or with a map that is not finite. ValueError for a clip that
         was scored before.
         """
         positions = [place for place, counts in enumerate(valid.tolist()) if counts]
         names = [clip_ids[place] for place in positions]
-        truths: list[Truth] = []
-        bare: list[str] = []
-        for name, place in zip(names, positions, strict=True):
-            item = truth[place] if truth is not None else None
-            if item is None or (item.boxes is None and item.mask is None):
-                bare.append(name)
-            else:
-                truths.append(item)
-        if bare:
-            raise UserError(
-                f"{len(bare)} clip(s) have neither boxes nor a mask and cannot be scored: {_some(bare)}. Pack the "
-                "split with its annotations, or leave it out of evaluate.sets"
-            )
+        truths = _truths(names, positions, truth)
         self._claim(names)
-        native = localization.map[positions].float()
-        finite = native.flatten(1).isfinite().all(1).tolist()
-        if not all(finite):
-            broken = [name for name, good in zip(names, finite, strict=True) if not good]
+        given = {"map": Source(localization.map, localization.bounds), **(sources or {})}
+        wanted = {name for shares in self.mixtures.values() for name in shares}
+        given = {
+            name: Source(each.map[positions].float(), each.bounds, each.prior)
+            for name, each in given.items()
+            if name in wanted
+        }
+        for name, each in given.items():
+            _check_finite(names, each.map, name)
+        embeddings = localization.embeddings
+        if embeddings is not None:
+            embeddings = (embeddings[0][positions], embeddings[1][positions])
+        elif wanting := [name for name, metric in self.metrics.items() if metric.wants_embeddings]:
             raise UserError(
-                f"the map of {len(broken)} clip(s) is not finite: {_some(broken)}; these weights are unusable"
+                f"evaluate.metrics.{wanting[0]} compares embeddings of pictures and sounds, and the method gives none; "
+                f"remove it with evaluate.metrics.{wanting[0]}=null"
             )
-        if not names:
-            nothing = native.new_zeros(0, self.protocol.size_px, self.protocol.size_px)
-            return Scored(positions=[], clip_ids=[], maps=Maps(nothing, nothing, self.protocol), truths=[], columns={})
-
-        truth_maps = self.protocol.rasterise(truths, native.device)
-        maps = self.protocol.prepare(native)
-        columns = self._columns(maps, truth_maps)
-        if self.blind:
-            for source in FLOORS:
-                columns |= self._columns(self._blind(source, names, native), truth_maps, f"{source}.")
-            for metric in self.metrics.values():
-                best = metric.ceiling(truth_maps, self.protocol)
-                columns |= {f"{CEILING}.{key}": value for key, value in best.items()}
-        rows = {key: value.double().cpu().numpy() for key, value in columns.items()}
-        self._parts.append(
-            {
-                "clip_id": np.array(names, dtype=np.str_),
-                "label": np.array([item.label or "" for item in truths], dtype=np.str_),
-                "group": np.array([item.group or "" for item in truths], dtype=np.str_),
-                "truth_area": truth_maps.area.cpu().numpy() / self.protocol.size_px**2,
-                **rows,
-            }
+        native = given["map"].map
+        scored = Scored(
+            positions=positions,
+            clip_ids=names,
+            native=native,
+            bounds=localization.bounds,
+            protocol=self.protocol,
+            truths=truths,
+            columns={},
         )
-        return Scored(positions=positions, clip_ids=names, maps=maps, truths=truths, columns=rows)
+        if not names:
+            return scored
+        if self.protocol.calibrated:
+            on_cpu = {name: Source(each.map.cpu(), each.bounds, each.prior) for name, each in given.items()}
+            if embeddings is not None:
+                embeddings = (embeddings[0].cpu(), embeddings[1].cpu())
+            self._held.append(_Held(names, truths, on_cpu, embeddings))
+            return Scored(**{**vars(scored), "positions": [], "clip_ids": [], "truths": [], "native": native[:0]})
+        drawn = {} if drawn is None else drawn
+        key = self.protocol.drawing()
+        if key not in drawn:
+            drawn[key] = self.protocol.rasterise(truths, native.device)
+        rows = self._rows_of(names, truths, drawn[key], given, embeddings)
+        self._parts.append(rows)
+        plain = {key: column for key, column in _of_source(_numbers(rows), "").items() if column.ndim == 1}
+        chosen = {column for metric in self.metrics.values() for column in metric.columns}
+        scored.columns.update({key: column for key, column in plain.items() if key in chosen})
+        return scored
 
     def _claim(self, names: Sequence[str]) -> None:
         twice = [name for name in names if name in self._seen]
@@ -402,66 +230,227 @@ class Scorer:
             raise ValueError(f"clips were scored twice: {_some(twice or list(names))}")
         self._seen.update(names)
 
-    def _columns(self, maps: Maps, truth: TruthMaps, prefix: str = "") -> dict[str, Tensor]:
+    def _rows_of(
+        self,
+        names: list[str],
+        truths: list[Truth],
+        truth: TruthMaps,
+        sources: Mapping[str, Source],
+        embeddings: tuple[Tensor, Tensor] | None,
+    ) -> Rows:
+        """The rows of a batch of valid clips: facts, columns of every mixture, and those of the floors."""
+        device, total = truth.levels.device, len(names)
+        step = _CHUNK if device.type == "cpu" else total
+        parts: list[dict[str, Tensor]] = []
+        for first in range(0, total, step):
+            chunk = slice(first, first + step)
+            prepared: dict[tuple[int, str], Maps] = {}
+            columns: dict[str, Tensor] = {}
+            for variant, shares in self.mixtures.items():
+                rule = self._rules.get(variant, self.protocol)
+                mixed = self._mix(rule, shares, sources, chunk, prepared)
+                if not variant and embeddings is not None:
+                    mixed.embeddings = (embeddings[0][chunk], embeddings[1][chunk])
+                columns |= self._columns(mixed, truth.part(chunk), rule, variant)
+            parts.append(columns)
+        rows = {key: torch.cat([part[key] for part in parts]).double().cpu().numpy() for key in parts[0]}
+        if self.blind:
+            native = sources["map"].map
+            key = (str(self.protocol.settings()), self.protocol.config.name, *self.metrics, *native.shape[1:])
+            rows |= self.floors.columns(key, names, lambda: self._blind(names, truth, native))
+        return {**_facts(names, truths, truth, self.protocol), **rows}
+
+    def _mix(
+        self,
+        rule: Protocol,
+        shares: Mapping[str, float],
+        sources: Mapping[str, Source],
+        chunk: slice,
+        prepared: dict[tuple[int, str], Maps],
+    ) -> Maps:
+        for name in shares:
+            if (id(rule), name) not in prepared:
+                source = sources[name]
+                prepared[id(rule), name] = rule.prepare(source.map[chunk], source.bounds, prior=source.prior)
+        if shares == {"map": 1.0}:
+            return prepared[id(rule), "map"]
+        return rule.mix(shares, {name: prepared[id(rule), name] for name in shares})
+
+    def _columns(self, maps: Maps, truth: TruthMaps, rule: Protocol, source: str) -> dict[str, Tensor]:
+        prefix = f"{source}." if source else ""
         columns: dict[str, Tensor] = {}
         for metric in self.metrics.values():
-            columns |= {f"{prefix}{key}": value for key, value in metric.per_clip(maps, truth, self.protocol).items()}
+            columns |= {f"{prefix}{key}": value for key, value in metric.per_clip(maps, truth, rule).items()}
         return columns
 
-    def _blind(self, source: str, names: Sequence[str], native: Tensor) -> Maps:
-        """A map that saw neither picture nor sound, for each clip.
+    def _blind(self, names: Sequence[str], truth: TruthMaps, native: Tensor) -> dict[str, np.ndarray]:
+        """The columns of maps that saw neither picture nor sound, and of the best foreground that is allowed."""
+        parts: list[dict[str, Tensor]] = []
+        step = _CHUNK if native.device.type == "cpu" else len(names)
+        for first in range(0, len(names), step):
+            chunk = slice(first, first + step)
+            part = truth.part(chunk)
+            columns: dict[str, Tensor] = {}
+            for source in FLOORS:
+                rule = self._rules.get(source, self.protocol)
+                columns |= self._columns(self._blind_maps(source, names[chunk], native, rule), part, rule, source)
+            for metric in self.metrics.values():
+                best = metric.ceiling(part, self.protocol)
+                columns |= {f"{CEILING}.{key}": value for key, value in best.items()}
+            parts.append(columns)
+        return {key: torch.cat([part[key] for part in parts]).double().cpu().numpy() for key in parts[0]}
 
-        The random one has the method's own resolution, so that resizing makes it as smooth as the method's maps.
-        """
+    def _blind_maps(self, source: str, names: Sequence[str], native: Tensor, rule: Protocol) -> Maps:
+        """The random map has the method's own resolution, so that resizing makes it as smooth as the method's maps."""
         if source == "random":
-            return self.protocol.prepare(random_maps(names, *native.shape[1:]).to(native.device))
-        key = (source, native.device)
+            return rule.prepare(random_maps(names, *native.shape[1:]).to(native.device))
+        key = (source, id(rule), native.device)
         if key not in self._constant:
-            side = self.protocol.size_px
-            blind = centred_gaussian(side) if source == "centre" else torch.ones(1, side, side)
-            self._constant[key] = self.protocol.prepare(blind.to(native.device))
+            self._constant[key] = rule.prepare(_constant(source, rule.size_px).to(native.device))
         return self._constant[key].repeat(len(names))
 
+    @torch.inference_mode()
+    def _release(self, device: torch.device | str = "cpu", *, together: bool = False) -> None:
+        """Score the batches that waited for a threshold; together: it follows from the clips of all ranks."""
+        if not self.protocol.calibrated or self._rules:
+            return
+        maxima: Rows = {}
+        for held in self._held:
+            negative = [_is_negative(truth) for truth in held.truths]
+            if any(negative):
+                for source, values in self._maxima(held).items():
+                    maxima[source] = np.concatenate([maxima.get(source, np.zeros(0)), values[negative]])
+        gathered = gather_rows(maxima, device) if together else [maxima]
+        for source in (*self.mixtures, *(FLOORS if self.blind else ())):
+            key = source or "map"
+            self._rules[source] = self.protocol.at(np.concatenate([np.zeros(0), *(p[key] for p in gathered if p)]))
+        held_batches, self._held = self._held, []
+        for held in held_batches:
+            truth = self.protocol.rasterise(held.truths)
+            self._parts.append(self._rows_of(held.names, held.truths, truth, held.sources, held.embeddings))
+
+    def _maxima(self, held: _Held) -> dict[str, np.ndarray]:
+        """The largest value of every map, `(n,)` each: of the method's own before it is resized, as released."""
+        found = {"map": held.sources["map"].map}
+        whole = slice(0, len(held.names))
+        for variant, shares in self.mixtures.items():
+            if variant:
+                found[variant] = self._mix(self.protocol, shares, held.sources, whole, {}).resized
+        if self.blind:
+            for source in FLOORS:
+                found[source] = self._blind_maps(source, held.names, held.sources["map"].map, self.protocol).resized
+        return {name: maps.flatten(1).amax(1).double().numpy() for name, maps in found.items()}
+
     def extend(self, rows: Rows) -> None:
-        """Take the rows that another rank collected."""
+        """Take rows that another scorer collected, or that were saved."""
         self._claim([str(clip_id) for clip_id in rows["clip_id"]])
         self._parts.append(rows)
 
+    def gather(self, device: torch.device | str = "cpu") -> None:
+        """Bring the rows of all ranks to every rank; each rank calls this once, after its last batch.
+
+        device: where the process group wants its tensors. Without a process group nothing happens.
+        """
+        self._release(device, together=True)
+        own = join_rows(self._parts) if self._parts else {}
+        self._parts, self._seen = [], set()
+        for rows in gather_rows(own, device):
+            self.extend(rows)
+
     def rows(self) -> Rows:
         """The rows of all clips, sorted by clip id. Raises: UserError if there are none."""
+        self._release()
         parts = [part for part in self._parts if len(part["clip_id"])]
         if not parts:
             raise UserError("no clip was scored: the split is empty")
-        joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-        order = np.argsort(joined["clip_id"])
-        return {key: column[order] for key, column in joined.items()}
+        rows = join_rows(parts)
+        for metric in self.metrics.values():
+            rows = metric.finish(rows)
+        return rows
 
-    def result(self, *, id_hash: Callable[[Sequence[str]], str], expected: int | None = None) -> ScoreTable:
-        """The table of all clips added. `id_hash` names a set of clip ids; `expected` is the size of the full set."""
+    def result(
+        self,
+        *,
+        id_hash: Callable[[Sequence[str]], str],
+        expected: int | None = None,
+        exclude: Collection[str] = (),
+        variant: str = "",
+    ) -> ScoreTable:
+        """The table of all clips added. `id_hash` names a set of clip ids; `expected` is the size of the full set.
+
+        exclude: ids of clips to leave out. variant: a name of `mixtures`, to score that map instead of the method's.
+        Raises: UserError if nothing is left.
+        """
+        return self.results(id_hash=id_hash, expected=expected, exclude=exclude, variants=[variant])[variant]
+
+    def results(
+        self,
+        *,
+        id_hash: Callable[[Sequence[str]], str],
+        expected: int | None = None,
+        exclude: Collection[str] = (),
+        variants: Iterable[str] | None = None,
+    ) -> dict[str, ScoreTable]:
+        """A table a variant (default: all `mixtures`); arguments as in `result`."""
         rows = self.rows()
-        numbers = {key: column for key, column in rows.items() if column.dtype.kind == "f"}
+        left_out = np.isin(rows["clip_id"], sorted(exclude))
+        if left_out.all():
+            raise UserError(f"all {len(left_out)} clips of the set were left out: nothing to score")
+        rows = take_rows(rows, ~left_out)
+        notes = _notes(rows)
+        if left_out.any():
+            notes.append(f"{int(left_out.sum())} clips were left out.")
+        numbers = _numbers(rows)
         unit = units(rows["clip_id"], rows["group"])
-        floors = {source: self._reduce(_of_source(numbers, source), unit) for source in FLOORS if self.blind}
-        return ScoreTable(
-            rows=rows,
-            scores=self._reduce(_of_source(numbers, ""), unit),
-            intervals=self._intervals(_of_source(numbers, ""), unit),
-            floors=floors,
-            ceiling=self._reduce(_of_source(numbers, CEILING), unit),
-            found=len(unit),
-            expected=expected,
-            empty=int((rows["truth_area"] == 0).sum()),
-            id_hash=id_hash([str(clip_id) for clip_id in rows["clip_id"]]),
-            protocol=self.protocol.config.name,
-            settings=self.protocol.settings(),
-        )
+        shared = {key: numbers[key] for key in ("truth_area", "negative")}
+        found = len(unit)
+
+        def reduced(source: str) -> dict[str, float]:
+            own = _of_source(numbers, source)
+            return self._reduce({**shared, **own}, unit) if own else {}
+
+        floors = {source: reduced(source) for source in FLOORS} if self.blind else {}
+        ceiling = reduced(CEILING)
+        tables: dict[str, ScoreTable] = {}
+        for variant in self.mixtures if variants is None else variants:
+            own = {**shared, **_of_source(numbers, variant)}
+            settings = {**self._rules.get(variant, self.protocol).settings(), **self._words(variant)}
+            tables[variant] = ScoreTable(
+                rows=_variant_rows(rows, variant),
+                scores=self._reduce(own, unit),
+                intervals=self._intervals(own, unit),
+                floors=floors,
+                ceiling=ceiling,
+                found=found,
+                expected=expected,
+                empty=int(((rows["truth_area"] == 0) & (rows["negative"] == 0)).sum()),
+                id_hash=id_hash([str(clip_id) for clip_id in rows["clip_id"]]),
+                protocol=self.protocol.config.name,
+                settings=settings,
+                variant=variant,
+                notes=list(notes),
+            )
+        return tables
+
+    def _words(self, variant: str) -> dict[str, str]:
+        """What was mixed, for reports."""
+        used = [each.settings() for each in self.refinements if variant in each.mixtures(self.protocol)]
+        used += [each.settings() for each in self.refinements if not each.mixtures(self.protocol)]
+        if variant:
+            used.insert(0, " + ".join(f"{share:g} {name}" for name, share in self.mixtures[variant].items()))
+        return {"refinement": "; ".join(used)} if used else {}
 
     def _reduce(self, numbers: Mapping[str, np.ndarray], unit: np.ndarray) -> dict[str, float]:
+        everything = {**numbers, "unit": unit}
+        visible = numbers["negative"] == 0
+        positive = everything if visible.all() else {key: column[visible] for key, column in everything.items()}
         scores: dict[str, float] = {}
         for metric in self.metrics.values():
-            # Only some metrics have a ceiling: without its columns a metric has no say.
-            if all(name in numbers for name in metric.columns):
-                scores |= metric.reduce({**numbers, "unit": unit})
+            rows = everything if metric.on_negatives else positive
+            # Only some metrics have floors or a ceiling: without its columns a metric has no say.
+            needed = {*metric.final_columns, *(name for other in metric.needs for name in self.metrics[other].columns)}
+            if needed <= numbers.keys() and len(rows["unit"]):
+                scores |= metric.reduce(rows)
         return scores
 
     def _intervals(self, numbers: Mapping[str, np.ndarray], unit: np.ndarray) -> dict[str, tuple[float, float]]:
@@ -481,36 +470,234 @@ class Scorer:
         return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
 
 
-def build_scorer(config: EvaluateConfig, *, blind: bool = True) -> Scorer:
-    """The scorer that a config asks for; `blind` as in `Scorer`."""
-    metrics = {name: resolve("model.metrics", name)(options) for name, options in config.metrics.items()}
-    protocol = resolve("model.protocols", config.protocol.name)(config.protocol)
-    return Scorer(protocol, metrics, bootstrap=config.bootstrap, blind=blind)
+class Scoreboard:
+    """Several protocols over the same maps of one set: one pass of the method, one scorer a protocol."""
+
+    def __init__(self, scorers: Sequence[Scorer], refinements: Sequence[Refinement] = ()) -> None:
+        self.scorers = {scorer.protocol.config.name: scorer for scorer in scorers}
+        self.refinements = list(refinements)
+
+    def localize(self, localize: Localize, batch: Batch) -> Localization:
+        """The method's maps, as the refinements that change how it is asked want them."""
+        for refinement in self.refinements:
+            localize = _bound(refinement, localize)
+        return localize(batch)
+
+    def add(self, batch: Batch, localization: Localization) -> Scored:
+        """Score a batch under every protocol. Returns what the first one found, for pictures."""
+        sources: dict[str, Source] = {}
+        for refinement in self.refinements:
+            if not sources.keys() >= set(refinement.provides):
+                sources |= refinement.sources(batch, localization)
+        return self.add_maps(batch.clip_id, batch.valid, localization, batch.truth, sources)
+
+    def add_maps(
+        self,
+        clip_ids: Sequence[str],
+        valid: Tensor,
+        localization: Localization,
+        truth: Sequence[Truth | None] | None,
+        sources: Mapping[str, Source] | None = None,
+    ) -> Scored:
+        """As `add`, for maps that came without pictures."""
+        drawn: dict[tuple[str, int], TruthMaps] = {}
+        found = [each.add(clip_ids, valid, localization, truth, sources, drawn) for each in self.scorers.values()]
+        return found[0]
+
+    def gather(self, device: torch.device | str = "cpu") -> None:
+        """Bring the rows of all ranks to every rank."""
+        for scorer in self.scorers.values():
+            scorer.gather(device)
+
+    def tables(
+        self,
+        *,
+        id_hash: Callable[[Sequence[str]], str],
+        expected: int | None = None,
+        exclude: Collection[str] = (),
+    ) -> dict[tuple[str, str], ScoreTable]:
+        """(protocol, variant) -> table; arguments as in `Scorer.result`."""
+        return {
+            (name, variant): table
+            for name, scorer in self.scorers.items()
+            for variant, table in scorer.results(id_hash=id_hash, expected=expected, exclude=exclude).items()
+        }
 
 
-def units(clip_ids: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """`(n,)` int: one number a group; a clip without a group has its own."""
-    names = [f"group/{group}" if group else f"clip/{clip_id}" for clip_id, group in zip(clip_ids, groups, strict=True)]
-    return np.unique(names, return_inverse=True)[1]
+def build_scorer(
+    config: EvaluateConfig,
+    *,
+    protocol: str | None = None,
+    blind: bool = True,
+    facts: SetFacts | None = None,
+    refinements: Iterable[Refinement] = (),
+    floors: Floors | None = None,
+) -> Scorer:
+    """The scorer that a config asks for.
+
+    protocol: another one than the config's, with its usual metrics beside the config's. blind: score floors, ceiling
+    and intervals too; without them scoring costs least, as between epochs. Other arguments: see `Scorer`.
+    Raises: UserError without metrics.
+    """
+    options: ComponentConfig = config.protocol
+    wanted = list(config.metrics)
+    if protocol is not None and protocol != options.name:
+        options = component_config("model.protocols", protocol, {"truth": config.protocol.truth})
+        wanted += resolve("model.protocols", protocol).usual_metrics
+    if not wanted:
+        raise UserError("evaluate.metrics is empty: name what to score, for example evaluate.metrics.ciou={}")
+    metrics: dict[str, Metric] = {}
+    for name in wanted:
+        _add_metric(metrics, name, config.metrics)
+    rule = resolve("model.protocols", options.name)(options, facts)
+    return Scorer(
+        rule,
+        metrics,
+        refinements=refinements,
+        bootstrap=config.bootstrap if blind else 0,
+        blind=blind,
+        floors=floors,
+    )
 
 
-def save_rows(path: Path, rows: Rows) -> None:
-    """Write rows as npz: columns of numbers and fixed-width text, readable without pickle."""
-    assert all(column.dtype.kind in "fU" for column in rows.values()), "object columns would be pickled"
-    np.savez_compressed(path, **rows)  # type: ignore[arg-type]
+def build_scoreboard(
+    config: EvaluateConfig,
+    *,
+    protocols: Sequence[str] = (),
+    blind: bool = True,
+    facts: SetFacts | None = None,
+    refinements: Sequence[Refinement] = (),
+    floors: Floors | None = None,
+) -> Scoreboard:
+    """The config's protocol first, then the named ones; arguments as in `build_scorer`."""
+    names = dict.fromkeys([config.protocol.name, *protocols])
+    floors = floors or Floors()
+    scorers = [
+        build_scorer(config, protocol=name, blind=blind, facts=facts, refinements=refinements, floors=floors)
+        for name in names
+    ]
+    return Scoreboard(scorers, refinements)
 
 
-def load_rows(path: Path) -> Rows:
-    """The rows that `save_rows` wrote."""
-    with np.load(path, allow_pickle=False) as columns:
-        return {key: columns[key] for key in columns.files}
+def build_refinements(config: EvaluateConfig, device: torch.device | str) -> list[Refinement]:
+    """The refinements that a config names. They keep what they computed for a clip: one list a test set.
+
+    Raises: UserError if the weights of an object prior are not here and cannot be downloaded.
+    """
+    return [
+        resolve("model.refine", name)(options).to(device).eval().requires_grad_(False)
+        for name, options in config.refine.items()
+    ]
+
+
+def _add_metric(metrics: dict[str, Metric], name: str, configured: Mapping[str, ComponentConfig]) -> None:
+    """Add a metric after those that it needs."""
+    if name not in metrics:
+        kind = resolve("model.metrics", name)
+        for needed in kind.needs:
+            _add_metric(metrics, needed, configured)
+        metrics[name] = kind(configured.get(name) or component_config("model.metrics", name, {}))
+
+
+def _bound(refinement: Refinement, localize: Localize) -> Localize:
+    return lambda batch: refinement.localize(localize, batch)
+
+
+def _is_negative(truth: Truth) -> bool:
+    return bool(truth.extra.get("negative", False))
+
+
+def _truths(names: Sequence[str], positions: Sequence[int], truth: Sequence[Truth | None] | None) -> list[Truth]:
+    """The truth of the valid clips. Raises: UserError naming those without."""
+    truths: list[Truth] = []
+    bare: list[str] = []
+    for name, place in zip(names, positions, strict=True):
+        item = truth[place] if truth is not None else None
+        if item is None or (item.boxes is None and item.mask is None and not _is_negative(item)):
+            bare.append(name)
+        else:
+            truths.append(item)
+    if bare:
+        raise UserError(
+            f"{len(bare)} clip(s) have neither boxes nor a mask and cannot be scored: {_some(bare)}. Pack the "
+            "split with its annotations, or leave it out of evaluate.sets"
+        )
+    return truths
+
+
+def _check_finite(names: Sequence[str], maps: Tensor, source: str) -> None:
+    finite = maps.flatten(1).isfinite().all(1).tolist()
+    if not all(finite):
+        broken = [name for name, good in zip(names, finite, strict=True) if not good]
+        what = "map" if source == "map" else f"map '{source}'"
+        raise UserError(
+            f"the {what} of {len(broken)} clip(s) is not finite: {_some(broken)}; these weights are unusable"
+        )
+
+
+def _facts(names: Sequence[str], truths: Sequence[Truth], truth: TruthMaps, protocol: Protocol) -> Rows:
+    """The columns that are the same for every map."""
+    odd, flat = np.zeros(len(names)), np.zeros(len(names))
+    for place, item in enumerate(truths):
+        if item.boxes is not None and len(item.boxes):
+            corners = item.boxes[:, :4]
+            odd[place] = ((corners < -_FAR) | (corners > 1 + _FAR)).any(1).sum()
+            x0, y0, x1, y1 = (np.clip(corners, 0, 1) * protocol.size_px).astype(np.int64).T
+            flat[place] = ((x1 <= x0) | (y1 <= y0)).sum()
+    return {
+        "clip_id": np.array(names, dtype=np.str_),
+        "label": np.array([item.label or "" for item in truths], dtype=np.str_),
+        "group": np.array([item.group or "" for item in truths], dtype=np.str_),
+        "truth_area": truth.area.cpu().numpy() / protocol.size_px**2,
+        "negative": np.array([float(_is_negative(item)) for item in truths]),
+        "odd_boxes": odd,
+        "flat_boxes": flat,
+    }
+
+
+_FACTS = ("clip_id", "label", "group", "truth_area", "negative", "odd_boxes", "flat_boxes")
+
+
+def _notes(rows: Rows) -> list[str]:
+    """What is broken in the annotation of these clips, and what becomes of it."""
+    names, notes = rows["clip_id"], []
+    negative = rows["negative"] > 0
+    for column, words in (
+        ("odd_boxes", "have a coordinate far outside the picture; they are cut at its edge"),
+        ("flat_boxes", "cover no pixel"),
+    ):
+        if rows[column].any():
+            clips = [str(name) for name in names[rows[column] > 0]]
+            notes.append(f"{int(rows[column].sum())} boxes of {len(clips)} clips {words}: {_some(clips)}.")
+    empty = [str(name) for name in names[(rows["truth_area"] == 0) & ~negative]]
+    if empty:
+        notes.append(f"{len(empty)} clips have a truth without a pixel and cannot be hit: {_some(empty)}.")
+    if negative.any():
+        notes.append(f"{int(negative.sum())} clips have a sound that nothing in the picture makes.")
+    return notes
+
+
+def _numbers(rows: Rows) -> Rows:
+    return {key: column for key, column in rows.items() if column.dtype.kind == "f"}
 
 
 def _of_source(numbers: Mapping[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
-    """The columns of one blind map or of the ceiling, without its name; "": those of the scored maps."""
+    """The columns of one map or of the ceiling, without its name; "": those of the method's own map."""
     if not source:
         return {key: column for key, column in numbers.items() if "." not in key}
     return {key.removeprefix(f"{source}."): column for key, column in numbers.items() if key.startswith(f"{source}.")}
+
+
+def _variant_rows(rows: Rows, variant: str) -> Rows:
+    """The rows of one map as if it were the method's own; "": all columns."""
+    if not variant:
+        return rows
+    floors = {key: column for key, column in rows.items() if key.partition(".")[0] in (*FLOORS, CEILING)}
+    return {**{key: rows[key] for key in _FACTS}, **_of_source(rows, variant), **floors}
+
+
+def _constant(source: str, side: int) -> Tensor:
+    return centred_gaussian(side) if source == "centre" else torch.ones(1, side, side)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from configs.schema import ComponentConfig
-from model.scoring import Maps, Metric, Protocol, TruthMaps, consensus_iou, success_scores
+from model.metric import Metric, consensus_iou, success_scores
+from model.protocol import Maps, Protocol, TruthMaps
 
 
 class CiouAdaptive(Metric):
@@ -24,11 +25,10 @@ class CiouAdaptive(Metric):
     columns = ("ciou_adaptive",)
 
     def per_clip(self, maps: Maps, truth: TruthMaps, protocol: Protocol) -> dict[str, Tensor]:
-        pixels = maps.ordered.shape[1]
-        wanted = (truth.weights != 0).sum((1, 2))
-        wanted = torch.where(wanted > 0, wanted, pixels // 2)
-        threshold = maps.ordered.gather(1, (pixels - wanted)[:, None])[:, :, None]
-        return {"ciou_adaptive": consensus_iou(maps.scaled > threshold, truth)}
+        pixels = truth.levels[0].numel()
+        wanted = torch.where(truth.covered_px > 0, truth.covered_px, pixels // 2)
+        foreground = maps.above(maps.ranked(pixels - wanted), strict=True)
+        return {"ciou_adaptive": consensus_iou(foreground, truth)}
 
     def reduce(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
         scores = success_scores(rows["ciou_adaptive"])

@@ -6,7 +6,8 @@ import numpy as np
 from torch import Tensor
 
 from configs.schema import ComponentConfig
-from model.scoring import Maps, Metric, Protocol, TruthMaps
+from model.metric import Metric
+from model.protocol import Maps, Protocol, TruthMaps, count, overlap
 
 
 class Pointing(Metric):
@@ -23,8 +24,7 @@ class Pointing(Metric):
     columns = ("pointing",)
 
     def per_clip(self, maps: Maps, truth: TruthMaps, protocol: Protocol) -> dict[str, Tensor]:
-        hits = (maps.best & (truth.weights > 0)).sum((1, 2))
-        return {"pointing": hits.double() / maps.best.sum((1, 2))}
+        return {"pointing": overlap(maps.best, truth.covered).double() / count(maps.best)}
 
     def reduce(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
         return {"pointing": float(rows["pointing"].mean())}

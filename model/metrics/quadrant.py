@@ -8,7 +8,8 @@ from pydantic import Field
 from torch import Tensor
 
 from configs.schema import ComponentConfig
-from model.scoring import Maps, Metric, Protocol, TruthMaps
+from model.metric import Metric
+from model.protocol import Maps, Protocol, TruthMaps, count
 
 
 class Quadrant(Metric):
@@ -33,7 +34,7 @@ class Quadrant(Metric):
         in_row = self._tile(middle, side, self.config.rows) == row[:, None]
         in_col = self._tile(middle, side, self.config.cols) == col[:, None]
         hits = torch.einsum("byx,by,bx->b", maps.best.float(), in_row.float(), in_col.float())
-        return {"quadrant": torch.where(truth.area > 0, hits.double() / maps.best.sum((1, 2)), 0.0)}
+        return {"quadrant": torch.where(truth.area > 0, hits.double() / count(maps.best), 0.0)}
 
     @staticmethod
     def _tile(position: Tensor, side: int, count: int) -> Tensor:

@@ -1,15 +1,14 @@
-"""The test of EZ-VSL, which FNAC and SLAVC (relative) share: bilinear with aligned corners, top half of the pixels."""
+"""The test of EZ-VSL: bilinear with aligned corners, top half of the pixels."""
 
-from torch import Tensor
-
-from model.scoring import Maps, Protocol, ProtocolConfig, median
+from model.protocol import MedianProtocol, ProtocolConfig
 
 
-class EzVsl(Protocol):
+class EzVsl(MedianProtocol):
     """Median of the 0 .. 1 map, inclusive: a constant map is all foreground.
 
     Source: Mo and Morgado, Localizing Visual Sounds the Easy Way (ECCV 2022), released test script. While training,
-    that code selects checkpoints with bicubic resizing, which scores some five points less on VGG-SS.
+    that code selects checkpoints with bicubic resizing (`ez_vsl_train`), which scores some five points less on VGG-SS.
+    SLAVC's test resizes otherwise: `slavc_rel`.
     """
 
     class Config(ProtocolConfig):
@@ -18,8 +17,3 @@ class EzVsl(Protocol):
     resize_mode = "bilinear"
     align_corners = True
     strict = False
-    rule = "the map's median (value number 25088 of 50176, ascending from 0)"
-    half_area = True
-
-    def threshold(self, maps: Maps) -> Tensor:
-        return median(maps)

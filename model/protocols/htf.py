@@ -1,11 +1,9 @@
-"""The test of Hear the Flow, whose rule SIRA-SSL keeps: cubic as OpenCV resizes, above the median."""
+"""The test of Hear the Flow: cubic as OpenCV resizes, above the median."""
 
-from torch import Tensor
-
-from model.scoring import Maps, Protocol, ProtocolConfig, median
+from model.protocol import MedianProtocol, ProtocolConfig
 
 
-class Htf(Protocol):
+class Htf(MedianProtocol):
     """The pixel at the threshold does not count: a constant map has no foreground.
 
     Source: Fedorishin et al., Hear the Flow (WACV 2023), released test script. OpenCV's cubic resizing is torch's
@@ -18,8 +16,3 @@ class Htf(Protocol):
     resize_mode = "bicubic"
     align_corners = False
     strict = True
-    rule = "the map's median (value number 25088 of 50176, ascending from 0)"
-    half_area = True
-
-    def threshold(self, maps: Maps) -> Tensor:
-        return median(maps)

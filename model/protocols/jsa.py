@@ -1,15 +1,13 @@
 """The test of JSA: bicubic, a fixed threshold of 0.6."""
 
-import torch
-from torch import Tensor
-
-from model.scoring import Maps, Protocol, ProtocolConfig
+from model.protocol import FixedProtocol, ProtocolConfig
 
 
-class Jsa(Protocol):
-    """The foreground may have any size, so that scores cannot be compared with those of a median.
+class Jsa(FixedProtocol):
+    """Scores cannot be compared with those of a median.
 
-    Source: JSA, joint slot attention on image and audio (CVPR 2025, arXiv 2504.15118), released evaluator.
+    Source: JSA, joint slot attention on image and audio (CVPR 2025, arXiv 2504.15118), released evaluator. It turns
+    coloured masks into fractions of 1; here a mask counts as it is stored.
     """
 
     class Config(ProtocolConfig):
@@ -18,8 +16,5 @@ class Jsa(Protocol):
     resize_mode = "bicubic"
     align_corners = False
     strict = False
+    cut = 0.6
     rule = "0.6"
-    half_area = False
-
-    def threshold(self, maps: Maps) -> Tensor:
-        return torch.full((len(maps.scaled),), 0.6, device=maps.scaled.device)

@@ -1,25 +1,27 @@
-"""The test of SSL-Align: bilinear with aligned corners, above the median."""
+"""The test of SSL-Align: bilinear, above the median."""
 
-from torch import Tensor
+from typing import Any
 
-from model.scoring import Maps, Protocol, ProtocolConfig, median
+from model.protocol import MedianProtocol, ProtocolConfig, SetFacts
 
 
-class SslAlign(Protocol):
-    """As `ez_vsl`, but the pixel at the threshold does not count: a constant map has no foreground.
+class SslAlign(MedianProtocol):
+    """VGG-SS is resized as OpenCV does (corners not aligned), every other set with aligned corners.
 
+    The pixel at the threshold does not count: a constant map has no foreground.
     Source: Senocak et al., Sound Source Localization is All about Cross-Modal Alignment (ICCV 2023), released code.
-    Its adaptive scores are the metric `ciou_adaptive`.
+    Its adaptive and interactive scores are the metrics `ciou_adaptive`, `interactive` and `interactive_adaptive`; the
+    latter two mean something for sets with several sounds a picture only (IS3, VPO-MS).
     """
 
     class Config(ProtocolConfig):
         pass
 
     resize_mode = "bilinear"
-    align_corners = True
+    negated = True
     strict = True
-    rule = "the map's median (value number 25088 of 50176, ascending from 0)"
-    half_area = True
+    usual_metrics = ("ciou", "ciou_adaptive", "interactive", "interactive_adaptive")
 
-    def threshold(self, maps: Maps) -> Tensor:
-        return median(maps)
+    def __init__(self, config: Any, facts: SetFacts | None = None) -> None:
+        super().__init__(config, facts)
+        self.align_corners = self.facts.family != "vggss"

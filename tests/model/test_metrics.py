@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from configs.resolve import names, resolve
-from model.scoring import Metric, centred_gaussian, random_maps
+from model.metric import Metric
+from model.protocol import centred_gaussian, random_maps
 from pipeline.batch import Truth
 from tests.model.golden_metrics import case, golden, read_json, vggss_boxes
 from tests.model.test_protocols import protocol, truth_of

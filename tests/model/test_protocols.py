@@ -6,7 +6,8 @@ import torch
 from torch.nn.functional import interpolate
 
 from configs.resolve import names, resolve
-from model.scoring import Protocol, consensus_iou, random_maps, success_scores
+from model.metric import consensus_iou, success_scores
+from model.protocol import Protocol, random_maps
 from pipeline.batch import Truth
 from tests.model.golden_metrics import FOLDER, case, checksum, golden, read_json
 

@@ -10,16 +10,14 @@ from configs.errors import UserError
 from configs.load import check
 from configs.schema import EvaluateConfig
 from model.base import Localization
+from model.metric import success_scores
+from model.protocol import random_maps
+from model.rows import load_rows, save_rows, units
 from model.scoring import (
     FLOORS,
     Scorer,
     ScoreTable,
     build_scorer,
-    load_rows,
-    random_maps,
-    save_rows,
-    success_scores,
-    units,
 )
 from pipeline.batch import Truth
 

@@ -1,0 +1,115 @@
+"""Metrics: one question about maps each, answered by a row a clip; and what several of them are made of."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from configs.schema import ComponentConfig
+from model.protocol import STEPS, Maps, Protocol, TruthMaps, count, overlap
+from model.rows import Rows
+
+THRESHOLDS = np.array([0.05 * step for step in range(21)])
+"""0, 0.05 .. 1, the float products of the released evaluators (0.15000000000000002, ...)."""
+
+
+class Metric(ABC):
+    """One question about maps: columns of the rows, and scores from the rows."""
+
+    Config: ClassVar[type[ComponentConfig]]
+    columns: ClassVar[tuple[str, ...]]
+    """Names that `per_clip` returns; no two metrics share one."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Metrics whose columns `reduce` reads beside its own; they are scored too."""
+    on_negatives: ClassVar[bool] = False
+    """Whether `reduce` wants the clips in which nothing makes the sound, too."""
+    wants_embeddings: ClassVar[bool] = False
+    """Whether `per_clip` reads the embeddings of the method."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def per_clip(self, maps: Maps, truth: TruthMaps, protocol: Protocol) -> dict[str, Tensor]:
+        """The `columns`, each `(B,)` or `(B, k)`; no clip's value depends on another clip."""
+
+    @abstractmethod
+    def reduce(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Named scores from one clip or more.
+
+        rows: the `columns`, those of `needs`, `truth_area`, `negative`, and `unit` (clips of one group share a number).
+        """
+
+    def ceiling(self, truth: TruthMaps, protocol: Protocol) -> dict[str, Tensor]:
+        """The `columns` of the best map there could be, where the protocol sets a limit; else nothing."""
+        return {}
+
+    def finish(self, rows: Rows) -> Rows:
+        """The rows of the whole set, with columns that only the whole set gives in place of those for making them."""
+        return rows
+
+    @property
+    def final_columns(self) -> tuple[str, ...]:
+        """The columns after `finish`."""
+        return self.columns
+
+
+def consensus_iou(foreground: Tensor, truth: TruthMaps) -> Tensor:
+    """`(B,)` float64: sum(P g) / (sum(g) + sum(P where g = 0)); 0 where both are empty (the released codes: NaN).
+
+    Args: foreground P (B, S, S) bool; g = truth.weights.
+    Source: Senocak et al., Learning to Localize Sound Source in Visual Scenes (CVPR 2018), eq. 8.
+    """
+    inside = overlap(foreground, truth.covered)
+    false = count(foreground) - inside
+    hit = inside.double() if truth.crisp else (truth.levels * foreground).sum((1, 2), dtype=torch.int64) / STEPS
+    whole = truth.area + false
+    return torch.where(whole > 0, hit / torch.where(whole > 0, whole, 1), 0.0)
+
+
+def half_area_ceiling(truth: TruthMaps) -> Tensor:
+    """`(B,)` float64: the best consensus IoU of any foreground that fills half of the picture.
+
+    It takes the pixels of most weight; for a binary truth of area share a this is min(a, .5) / max(a, .5).
+    """
+    pixels = truth.levels[0].numel()
+    half = pixels - pixels // 2
+    if truth.crisp:
+        hit = truth.area.clamp_max(half)
+        return hit / (truth.area + half - hit)
+    chosen = truth.levels.flatten(1).sort(dim=1).values[:, pixels // 2 :]
+    false = (chosen == 0).sum(1)
+    return chosen.sum(1, dtype=torch.int64) / STEPS / (truth.area + false)
+
+
+def success_curve(values: np.ndarray) -> np.ndarray:
+    """`(21,)`: the share of values of at least each of `THRESHOLDS`; the first is always 1."""
+    values = np.sort(values)
+    return (len(values) - np.searchsorted(values, THRESHOLDS, side="left")) / len(values)
+
+
+def area_under(curve: np.ndarray) -> float:
+    """Area under a curve over `THRESHOLDS`, by trapezoids."""
+    return float(np.sum((curve[1:] + curve[:-1]) / 2 * np.diff(THRESHOLDS)))
+
+
+def success_scores(values: np.ndarray) -> dict[str, float]:
+    """Share of clips with a value of at least 0.5, area under that share over `THRESHOLDS`, and the mean value."""
+    area = area_under(success_curve(values))
+    return {"at_50": float(np.mean(values >= 0.5)), "auc": area, "mean": float(np.mean(values))}
+
+
+def group_least(values: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """`(groups,)`: the least value of each group; unit `(n,)` numbers the groups from 0."""
+    least = np.full(int(unit.max()) + 1, np.inf)
+    np.minimum.at(least, unit, values)
+    return least[np.bincount(unit) > 0]
+
+
+def group_mean(values: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """`(groups,)`: the mean value of each group."""
+    sizes = np.bincount(unit)
+    return (np.bincount(unit, weights=values) / np.maximum(sizes, 1))[sizes > 0]

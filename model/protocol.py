@@ -1,0 +1,359 @@
+"""Protocols: from a map and from annotation to what is compared; and the blind maps that scores stand beside."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from configs.schema import ComponentConfig
+from pipeline.batch import Truth
+
+STEPS = 256
+"""Truth is drawn in steps of 1/256, so that sums over pixels are exact in any order."""
+CENTRE_SIGMA = 50 / 224
+"""Width of the centred Gaussian as a share of the map's side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetFacts:
+    """What a protocol may know about a test set. family: vggss, flickr, is3, vpo, avsbench, or empty."""
+
+    name: str = ""
+    family: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A native map `(B, h, w)` that goes into a mixture, and the range it can take. prior: it never heard the sound."""
+
+    map: Tensor
+    bounds: tuple[float, float]
+    prior: bool = False
+
+
+class Maps:
+    """The maps of B clips as a protocol sees them.
+
+    resized: `(B, S, S)` float32 in the method's scale. bounds: the range of that scale; infinite for logits.
+    embeddings: of picture and sound, `(B, D)` each, where the method gives them.
+    """
+
+    embeddings: tuple[Tensor, Tensor] | None = None
+
+    def __init__(self, resized: Tensor, bounds: tuple[float, float], protocol: "Protocol") -> None:
+        self.resized = resized
+        self.bounds = bounds
+        self._protocol = protocol
+
+    @cached_property
+    def absolute(self) -> Tensor:
+        """`(B, S, S)`: the maps on a scale from 0 to 1 that all clips share: between the bounds, or by a sigmoid."""
+        low, high = self.bounds
+        if np.isinf(low) or np.isinf(high):
+            return self.resized.sigmoid()
+        return self.resized if (low, high) == (0.0, 1.0) else (self.resized - low) / (high - low)
+
+    @cached_property
+    def scaled(self) -> Tensor:
+        """`(B, S, S)`: the maps after the protocol's normalisation."""
+        return self._protocol.scale(self)
+
+    @cached_property
+    def best(self) -> Tensor:
+        """`(B, S, S)` bool: the pixels at the map's maximum; more than one where it is flat."""
+        return _compare(self.resized, self.resized.amax((1, 2)), np.equal)
+
+    @cached_property
+    def foreground(self) -> Tensor:
+        """`(B, S, S)` bool: the pixels that the protocol counts as source."""
+        return self.above(self._protocol.threshold(self), strict=self._protocol.strict)
+
+    @cached_property
+    def _sorted(self) -> Tensor:
+        return self.scaled.flatten(1).sort(dim=1).values
+
+    def above(self, threshold: Tensor, *, strict: bool) -> Tensor:
+        """`(B, S, S)` bool: where `scaled` is above a threshold `(B,)`, or not below it."""
+        return _compare(self.scaled, threshold, np.greater if strict else np.greater_equal)
+
+    def ranked(self, place: int | Tensor) -> Tensor:
+        """`(B,)`: each clip's `scaled` value at a place, or its own place `(B,)`, of the ascending order from 0."""
+        places = torch.as_tensor(place).expand(len(self.scaled))
+        if self.scaled.device.type != "cpu":
+            return self._sorted.gather(1, places.to(self.scaled.device)[:, None])[:, 0]
+        # numpy selects with vector instructions, far faster than torch sorts on a CPU.
+        lines = self.scaled.flatten(1).numpy()
+        values = [np.partition(line, at)[at] for line, at in zip(lines, places.tolist(), strict=True)]
+        return torch.from_numpy(np.array(values, np.float32))
+
+    def top_mean(self, share: float) -> Tensor:
+        """`(B,)` float64: mean of the given share of largest `absolute` values."""
+        flat = self.absolute.flatten(1)
+        count = int(flat.shape[1] * share)
+        if flat.device.type != "cpu":
+            return flat.topk(count, dim=1, sorted=False).values.mean(1, dtype=torch.float64)
+        means = [np.partition(line, len(line) - count)[-count:].mean(dtype=np.float64) for line in flat.numpy()]
+        return torch.tensor(means, dtype=torch.float64)
+
+    def repeat(self, count: int) -> "Maps":
+        """One map for `count` clips, without copies; it is normalised and cut once."""
+        many = Maps(self.resized.expand(count, -1, -1), self.bounds, self._protocol)
+        for name in ("absolute", "scaled", "best", "foreground"):
+            many.__dict__[name] = getattr(self, name).expand(count, -1, -1)
+        return many
+
+
+@dataclass(frozen=True)
+class TruthMaps:
+    """The truth of B clips as a protocol draws it.
+
+    levels: `(B, S, S)` int16, 0 to 256: how far the annotators agree that the sound is there, in steps of 1/256.
+    crisp: all levels are 0 or 256. clips: as stored.
+    """
+
+    levels: Tensor
+    crisp: bool
+    clips: Sequence[Truth]
+
+    @cached_property
+    def covered(self) -> Tensor:
+        """`(B, S, S)` bool: where anybody says that the sound is."""
+        return self.levels > 0
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """`(B, S, S)` float32 in [0, 1]."""
+        return self.levels.float() / STEPS
+
+    @cached_property
+    def covered_px(self) -> Tensor:
+        """`(B,)` int64: covered pixels."""
+        return count(self.covered)
+
+    @cached_property
+    def area(self) -> Tensor:
+        """`(B,)` float64: sum of the weights, in pixels."""
+        if self.crisp:
+            return self.covered_px.double()
+        return self.levels.sum((1, 2), dtype=torch.int64).double() / STEPS
+
+    def part(self, chosen: slice) -> "TruthMaps":
+        """The truth of some of the clips."""
+        return TruthMaps(self.levels[chosen], self.crisp, self.clips[chosen])
+
+
+class ProtocolConfig(ComponentConfig):
+    """Base of every protocol's `Config`. What the protocol fixes is no option: another rule is another protocol."""
+
+    truth: Literal["auto", "union", "consensus", "first"] = Field(
+        "auto",
+        description="union: 1 inside any box; consensus: half a point a box, at most 1; first: the first box alone; "
+        "auto: consensus for clips that several people annotated, else union",
+    )
+
+
+class Protocol(ABC):
+    """A fixed way from a map to a foreground, and from annotation to a truth map, both `size_px` squared."""
+
+    Config: ClassVar[type[ProtocolConfig]]
+    size_px: ClassVar[int] = 224
+    resize_mode: Literal["bilinear", "bicubic"]
+    align_corners: bool
+    prior_resize: ClassVar[tuple[Literal["bilinear", "bicubic"], bool] | None] = None
+    """Mode and align_corners for an object prior, where they are not those of the map."""
+    normalisation: ClassVar[Literal["own range", "bounds", "none"]] = "own range"
+    """own range: each map to 0 .. 1 (a constant one as it is); bounds: between the range that the method can take."""
+    negated: ClassVar[bool] = False
+    """1 - normalised(-map) instead of normalised(map): the same but for rounding."""
+    strict: ClassVar[bool]
+    """True: foreground is above the threshold. False: above or at it."""
+    rule: str
+    """The threshold in words, for reports."""
+    half_area: ClassVar[bool] = False
+    """Whether the rule makes half of the picture foreground, so that no map can do better than `half_area_ceiling`."""
+    map_share: ClassVar[float] = 0.4
+    """Share of the method's own map beside an object prior (1 minus this)."""
+    calibrated: ClassVar[bool] = False
+    """Whether the threshold comes from the whole set: see `at`."""
+    usual_metrics: ClassVar[tuple[str, ...]] = ("ciou", "pointing")
+    """What the protocol's papers report."""
+
+    def __init__(self, config: Any, facts: SetFacts | None = None) -> None:
+        self.config = config
+        self.facts = facts or SetFacts()
+
+    @abstractmethod
+    def threshold(self, maps: Maps) -> Tensor:
+        """`(B,)`: where each clip's `scaled` map is cut."""
+
+    def at(self, maxima: np.ndarray) -> "Protocol":
+        """The protocol with the threshold that follows from the native maxima of all clips with a negative sound."""
+        raise NotImplementedError(f"{type(self).__name__} has its threshold")
+
+    def prepare(self, native: Tensor, bounds: tuple[float, float] = (0.0, 1.0), *, prior: bool = False) -> Maps:
+        """Maps `(B, h, w)` of any resolution and float type, resized clip by clip."""
+        return Maps(self.resize(native.float(), prior=prior), bounds, self)
+
+    def resize(self, native: Tensor, *, prior: bool = False) -> Tensor:
+        """`(B, h, w)` to `(B, S, S)`."""
+        size = (self.size_px, self.size_px)
+        if native.shape[1:] == size:
+            return native
+        mode, corners = self.resize_mode, self.align_corners
+        if prior and self.prior_resize is not None:
+            mode, corners = self.prior_resize
+        return interpolate(native[:, None], size, mode=mode, align_corners=corners)[:, 0]
+
+    def scale(self, maps: Maps) -> Tensor:
+        """The maps `(B, S, S)` after normalisation."""
+        if self.normalisation == "none":
+            return maps.resized
+        if self.normalisation == "bounds":
+            return maps.absolute
+        return 1 - full_range(-maps.resized) if self.negated else full_range(maps.resized)
+
+    def mix(self, shares: Mapping[str, float], maps: Mapping[str, Maps]) -> Maps:
+        """The weighted sum of several maps of the same clips, each normalised first; it is then normalised again.
+
+        A share of 0 leaves a map out, so that a share of 1 gives the other one exactly.
+        """
+        present = [(share, maps[name]) for name, share in shares.items() if share]
+        if len(present) == 1 and present[0][0] == 1:
+            return present[0][1]
+        total = sum(each.scaled * share for share, each in present)
+        assert isinstance(total, Tensor)
+        return Maps(total, (0.0, 1.0), self)
+
+    def mix_absolute(self, shares: Mapping[str, float], maps: Mapping[str, Maps]) -> Maps:
+        """The weighted sum on the scale from 0 to 1 that all clips share; nothing is normalised a clip before it."""
+        total = sum(maps[name].absolute * share for name, share in shares.items())
+        assert isinstance(total, Tensor)
+        return Maps(total, (0.0, 1.0), self)
+
+    def drawing(self) -> tuple[str, int]:
+        """Protocols with the same value draw truth alike."""
+        return self.config.truth, self.size_px
+
+    def rasterise(self, truths: Sequence[Truth], device: torch.device | str = "cpu") -> TruthMaps:
+        """The truth of B clips, drawn; a clip without any (a negative sound) has an empty one.
+
+        A box is clipped to the picture and its corners times `size_px` truncated, as the released evaluators of the
+        EZ-VSL family do. A mask is resized to the nearest pixel; 255 is weight 1.
+        """
+        levels = np.zeros((len(truths), self.size_px, self.size_px), np.int16)
+        crisp = [self._draw(truth, level) for truth, level in zip(truths, levels, strict=True)]
+        return TruthMaps(torch.from_numpy(levels).to(device), all(crisp), truths)
+
+    def _draw(self, truth: Truth, level: np.ndarray) -> bool:
+        """Draw into `level` (S, S), which is 0; returns whether the result is crisp."""
+        side = self.size_px
+        if truth.boxes is None:
+            if truth.mask is None:
+                return True
+            mask = torch.from_numpy(np.round(truth.mask.astype(np.float32) * (STEPS / 255)))
+            level[:] = interpolate(mask[None, None], (side, side), mode="nearest-exact")[0, 0].numpy()
+            return bool(np.isin(truth.mask, (0, 255)).all())
+        by_consensus = self._by_consensus(truth)
+        chosen = truth.boxes[:1] if self.config.truth == "first" else truth.boxes
+        for x0, y0, x1, y1 in (np.clip(chosen[:, :4], 0, 1) * side).astype(np.int64).tolist():
+            if by_consensus:
+                level[y0:y1, x0:x1] += STEPS // 2
+            else:
+                level[y0:y1, x0:x1] = STEPS
+        if by_consensus:
+            np.minimum(level, STEPS, out=level)
+        return not by_consensus
+
+    def _by_consensus(self, truth: Truth) -> bool:
+        if self.config.truth != "auto":
+            return self.config.truth == "consensus"
+        # A clip that only one of several people marked still says so: by a later annotator's index, or in `extra`.
+        return bool((truth.boxes[:, 4] > 0).any()) or truth.extra.get("annotators", 1) > 1  # type: ignore[index]
+
+    def settings(self) -> dict[str, str]:
+        """What a score depends on, for reports."""
+        words = {"own range": "each map to 0 .. 1 (a constant map as it is)", "bounds": "the method's range to 0 .. 1"}
+        settings = {
+            "map": f"{_resize_words(self.resize_mode, self.align_corners)} to {self.size_px} x {self.size_px} px",
+            "normalisation": words.get(self.normalisation, "none"),
+            "foreground": f"{'>' if self.strict else '>='} {self.rule}",
+            "truth": f"boxes: {self.config.truth}",
+        }
+        if self.prior_resize is not None:
+            settings["object prior"] = _resize_words(*self.prior_resize)
+        return settings
+
+
+class MedianProtocol(Protocol):
+    """Base of the protocols that make the upper half of the pixels foreground."""
+
+    rule = "the map's median (value number 25088 of 50176, ascending from 0)"
+    half_area = True
+
+    def threshold(self, maps: Maps) -> Tensor:
+        return maps.ranked(self.size_px**2 // 2)
+
+
+class FixedProtocol(Protocol):
+    """Base of the protocols with one threshold for all maps: the foreground may have any size."""
+
+    cut: ClassVar[float]
+
+    def threshold(self, maps: Maps) -> Tensor:
+        return torch.full((len(maps.scaled),), self.cut, device=maps.scaled.device)
+
+
+def full_range(maps: Tensor) -> Tensor:
+    """Each map (B, S, S) to 0 .. 1; a constant map stays as it is."""
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    varies = high > low
+    return (maps - torch.where(varies, low, 0)).div_(torch.where(varies, high - low, 1))
+
+
+def count(mask: Tensor) -> Tensor:
+    """`(B,)` int64: how many pixels of masks `(B, S, S)` bool are set."""
+    if mask.device.type != "cpu":
+        return mask.sum((1, 2))
+    return torch.tensor([np.count_nonzero(each) for each in mask.numpy()], dtype=torch.int64)
+
+
+def overlap(mask: Tensor, other: Tensor) -> Tensor:
+    """`(B,)` int64: how many pixels are set in both masks `(B, S, S)` bool."""
+    if mask.device.type != "cpu":
+        return (mask & other).sum((1, 2))
+    pairs = zip(mask.numpy(), other.numpy(), strict=True)
+    return torch.tensor([np.count_nonzero(np.logical_and(*pair)) for pair in pairs], dtype=torch.int64)
+
+
+def _compare(maps: Tensor, bound: Tensor, compare: np.ufunc) -> Tensor:
+    """Maps (B, S, S) against a value (B,) each."""
+    if maps.device.type != "cpu":
+        names = {np.equal: torch.eq, np.greater: torch.gt, np.greater_equal: torch.ge}
+        return names[compare](maps, bound[:, None, None])
+    # Some three times as fast as torch on a CPU.
+    return torch.from_numpy(compare(maps.numpy(), bound.numpy()[:, None, None]))
+
+
+def centred_gaussian(side: int) -> Tensor:
+    """`(1, side, side)` float32 in (0, 1]: knows nothing but that things stand in the middle."""
+    line = (torch.arange(side, dtype=torch.float64) - (side - 1) / 2) / (CENTRE_SIGMA * side)
+    return torch.exp(-(line[:, None].square() + line[None, :].square()) / 2)[None].float()
+
+
+def random_maps(clip_ids: Sequence[str], height: int, width: int) -> Tensor:
+    """`(B, height, width)` float32, uniform in [0, 1): each clip's numbers come from its id alone."""
+    digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in clip_ids]
+    draws = [np.random.default_rng(int.from_bytes(digest, "little")) for digest in digests]
+    return torch.from_numpy(np.stack([draw.random((height, width), np.float32) for draw in draws]))
+
+
+def _resize_words(mode: str, corners: bool) -> str:
+    return f"{mode}, corners {'aligned' if corners else 'not aligned'},"
