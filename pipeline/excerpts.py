@@ -1,6 +1,7 @@
 """What a person sees and hears of a stored clip: its picture, its truth and its sound, without a loader."""
 
 import io
+from dataclasses import dataclass
 
 import av
 import cv2
@@ -17,6 +18,15 @@ SOUND_S = 10.0
 _BITS_PER_S = 24_000
 
 
+@dataclass(frozen=True, kw_only=True)
+class Excerpt:
+    """image: `(H, W, 3)` uint8 RGB. truth, sound (MP3): None where the store has none."""
+
+    image: np.ndarray
+    truth: Truth | None
+    sound: bytes | None
+
+
 class Excerpts:
     """Pictures, truth and sounds of the clips of an open store, by clip id. image: which frame the method saw."""
 
@@ -27,6 +37,10 @@ class Excerpts:
 
     def __contains__(self, clip_id: str) -> bool:
         return clip_id in self._numbers
+
+    def of(self, clip_id: str) -> Excerpt:
+        """All three of a clip. Raises: UserError if it is damaged, KeyError if the store lacks it."""
+        return Excerpt(image=self.picture(clip_id), truth=self.truth(clip_id), sound=self.sound(clip_id))
 
     def picture(self, clip_id: str) -> np.ndarray:
         """`(H, W, 3)` uint8 RGB: the frame that a method scores, as stored. Raises: UserError if it is damaged."""
