@@ -228,6 +228,10 @@ class EvaluateConfig(Config):
     bootstrap: int = Field(default=1000, ge=0, description="resamples of the clips for the 95% interval")
     gallery: int = Field(default=12, ge=0, description="clips a section of the report: best, median, worst, random")
 
+    def for_set(self, options: EvaluateSet) -> "EvaluateConfig":
+        """The same with the metrics that a set adds."""
+        return self.model_copy(update={"metrics": {**self.metrics, **options.metrics}})
+
 
 class RunConfig(Config):
     """Everything about a run; written resolved into the run folder and into every checkpoint."""
