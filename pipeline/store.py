@@ -91,6 +91,7 @@ class _Environments:
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._open: dict[str, tuple[lmdb.Environment, lmdb.Transaction, int]] = {}
+        self._names: dict[tuple[int, int], str] = {}
         os.register_at_fork(after_in_child=self._renew_lock)
 
     def _renew_lock(self) -> None:
@@ -114,14 +115,18 @@ class _Environments:
             ) from error
         return environment, environment.begin(buffers=True)
 
-    def acquire(self, path: str) -> None:
+    def acquire(self, folder: Path) -> str:
+        """Open a shard; returns its name for the other methods. Hard links of one file (`merge`) have one name."""
+        status = (folder / DATA).stat()
         with self._lock:
             self._leave_parent()
+            path = self._names.setdefault((status.st_dev, status.st_ino), str(folder.resolve()))
             if path in self._open:
                 environment, transaction, users = self._open[path]
                 self._open[path] = (environment, transaction, users + 1)
             else:
                 self._open[path] = (*self._start(path), 1)
+        return path
 
     def release(self, path: str) -> None:
         with self._lock:
@@ -132,6 +137,7 @@ class _Environments:
             else:
                 transaction.abort()
                 environment.close()
+                self._names = {file: name for file, name in self._names.items() if name != path}
 
     def transaction(self, path: str) -> lmdb.Transaction:
         if self._pid != os.getpid():
@@ -205,8 +211,7 @@ class Store:
             raise UserError(f"{folder / INDEX} lists {lengths} clips, the manifest says {shard['clips']}")
         for name in INDEX_COLUMNS:
             self.index[name] += columns[name]
-        key = str(folder.resolve())
-        _environments.acquire(key)
+        key = _environments.acquire(folder)
         self._shards.append(key)
         self._place += [(key, key_of(number)) for number in range(shard["clips"])]
 

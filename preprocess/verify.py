@@ -1,7 +1,10 @@
 """Is a store what its manifest says? Every byte is read."""
 
+import hashlib
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -15,20 +18,28 @@ from pipeline.store import DATA, INDEX, INDEX_COLUMNS, id_hash, index_row, key_o
 from preprocess.files import file_sha256
 
 
-def verify(path: Path, report: Callable[[str], None] = lambda shard: None) -> list[str]:
+def verify(path: Path, report: Callable[[str], None] = lambda shard: None, workers: int | None = None) -> list[str]:
     """What is wrong with a store, one line a finding that names shard and clip; empty if it is whole.
 
-    report: called with the name of each shard when it has been read.
+    Files with the checksum that they were written with are not looked into: their records were read back then.
+
+    report: called with the name of each shard when it has been read. workers: shards read at a time; None: one a core.
     Raises: UserError if there is no finished store of this version.
     """
     manifest = read_manifest(path)
     problems: list[str] = []
     ids: dict[str, list[str]] = {}
-    for shard in manifest["shards"]:
-        folder = path / shard["name"]
-        problems += [f"{shard['name']}: {text}" for text in _check_shard(folder, shard, ids)]
-        report(shard["name"])
-    listed = {shard["name"] for shard in manifest["shards"]}
+    shards = manifest["shards"]
+    # Threads are enough: hashing and reading leave other threads alone.
+    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
+        for shard, (found, columns) in zip(
+            shards, pool.map(lambda shard: _check_shard(path / shard["name"], shard), shards)
+        ):
+            problems += [f"{shard['name']}: {text}" for text in found]
+            for clip_id, split in zip(columns["clip_id"], columns["split"]):
+                ids.setdefault(split, []).append(clip_id)
+            report(shard["name"])
+    listed = {shard["name"] for shard in shards}
     strays = sorted(folder.name for folder in path.glob("shard-*") if folder.name not in listed)
     problems += [f"{name}: not in the manifest" for name in strays]
     if not problems:
@@ -36,29 +47,33 @@ def verify(path: Path, report: Callable[[str], None] = lambda shard: None) -> li
     return problems
 
 
-def _check_shard(folder: Path, shard: dict[str, Any], ids: dict[str, list[str]]) -> Iterator[str]:
+def _check_shard(folder: Path, shard: dict[str, Any]) -> tuple[list[str], dict[str, list]]:
+    """What is wrong with a shard, and the columns of its index; those of an unreadable one are empty."""
+    nothing: dict[str, list] = {name: [] for name in INDEX_COLUMNS}
     file = folder / DATA
     size = file.stat().st_size if file.is_file() else None
     if size != shard["bytes"]:
         # Not opened: pages beyond the end of a memory map end the process.
-        yield f"{DATA} is missing" if size is None else f"{DATA} has {size} bytes, the manifest says {shard['bytes']}"
-        return
+        found = "is missing" if size is None else f"has {size} bytes, the manifest says {shard['bytes']}"
+        return [f"{DATA} {found}"], nothing
+    problems = []
     columns = None
     try:
-        columns = msgpack.unpackb((folder / INDEX).read_bytes())
+        index = (folder / INDEX).read_bytes()
+        if hashlib.sha256(index).hexdigest() != shard["index_sha256"]:
+            problems.append(f"{INDEX} has other content than when it was written (sha256)")
+        columns = msgpack.unpackb(index)
         if {len(columns[name]) for name in INDEX_COLUMNS} != {shard["clips"]}:
-            yield f"{INDEX} does not list {shard['clips']} clips in every column"
+            problems.append(f"{INDEX} does not list {shard['clips']} clips in every column")
             columns = None
     except (OSError, ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
-        yield f"{INDEX} is missing or damaged ({error!r})"
-    if file_sha256(file) == shard["sha256"]:
-        yield from check_records(folder, shard["clips"], columns)
-    else:
-        yield f"{DATA} has other content than when it was written (sha256)"
-        yield from _check_records_apart(folder, shard["clips"], columns)
-    if columns is not None:
-        for clip_id, split in zip(columns["clip_id"], columns["split"]):
-            ids.setdefault(split, []).append(clip_id)
+        problems.append(f"{INDEX} is missing or damaged ({error!r})")
+    if file_sha256(file) != shard["sha256"]:
+        problems.append(f"{DATA} has other content than when it was written (sha256)")
+        problems += _check_records_apart(folder, shard["clips"], columns)
+    elif problems:
+        problems += check_records(folder, shard["clips"], columns)
+    return problems, columns or nothing
 
 
 def check_records(folder: Path, count: int, columns: dict[str, list] | None) -> Iterator[str]:

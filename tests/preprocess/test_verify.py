@@ -71,7 +71,9 @@ def test_an_index_that_says_something_else(store: Path):
     change_index(store / "shard-00000", label=labels)
     change_index(store / "shard-00001", split=["train"])
     (store / "shard-00002" / INDEX).write_bytes(b"\xc1")
-    first, second, third = verify(store)
+    other = "index.msgpack has other content than when it was written (sha256)"
+    marks, first, marks_2, second, marks_3, third = verify(store)
+    assert [marks, marks_2, marks_3] == [f"shard-0000{number}: {other}" for number in range(3)]
     assert first == f"shard-00000: record 3 ({index['clip_id'][3]}): index.msgpack says something else about label"
     assert second == "shard-00001: index.msgpack does not list 8 clips in every column"
     assert third.startswith("shard-00002: index.msgpack is missing or damaged")
