@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from configs.errors import UserError
-from preprocess.task import Crashed, Report, ShardTask
+from preprocess.task import Crashed, Report, Task
 
 _STOP_S = 5.0
 _DEATHS_IN_A_ROW = 20
@@ -43,7 +43,7 @@ class PackingProcess:
         self.connection = Connection(ours.detach())
         self.pid = self._process.pid
 
-    def give(self, task: ShardTask | None) -> None:
+    def give(self, task: Task | None) -> None:
         """The next task, or None to leave. That the process is gone is found when it is read."""
         with contextlib.suppress(ConnectionError):
             self.connection.send(task)
@@ -79,9 +79,7 @@ class PackingProcess:
 
 def serve(descriptor: int) -> None:
     """The life of a packing process, until there are no more tasks or the other side is gone."""
-    import cv2
-
-    from preprocess.shard import write_shard  # here, because only packing processes need torch and its memory
+    import cv2  # here, because only packing processes need it and its memory
 
     connection = Connection(descriptor)
     cv2.setNumThreads(1)
@@ -90,7 +88,7 @@ def serve(descriptor: int) -> None:
         # The task is sent on request: sending it to a process that still imports would hold up the start of the next.
         connection.send(("ready", ""))
         while (task := connection.recv()) is not None:
-            write_shard(task, lambda kind, what: connection.send((kind, what)))
+            task.write(lambda kind, what: connection.send((kind, what)))
         understood = True
     except (EOFError, ConnectionError):
         understood = True  # nobody is there to be told
@@ -106,7 +104,7 @@ def serve(descriptor: int) -> None:
 class Seat:
     """What a packing process is at: its task, the clip of it that it said last, and the failure that ends it."""
 
-    task: ShardTask | None = None
+    task: Task | None = None
     clip_id: str | None = None
     failure: str = ""
 
@@ -114,7 +112,7 @@ class Seat:
 class Desk:
     """The tasks to do, and what follows from what packing processes say, wherever they run."""
 
-    def __init__(self, tasks: Sequence[ShardTask], report: Report, crashed: Crashed) -> None:
+    def __init__(self, tasks: Sequence[Task], report: Report, crashed: Crashed) -> None:
         self._queue = deque(tasks)
         self._left = len(tasks)
         self._report = report
@@ -131,7 +129,7 @@ class Desk:
         """Whether all tasks are finished."""
         return not self._left
 
-    def take(self, seat: Seat) -> ShardTask | None:
+    def take(self, seat: Seat) -> Task | None:
         """The next task of a seat, or None if there is nothing to do."""
         seat.task, seat.clip_id = self._queue.popleft() if self._queue else None, None
         return seat.task

@@ -89,7 +89,7 @@ def _write_records(task: ShardTask, folder: Path, report: Report) -> dict[str, A
     measures: dict[str, list[Any]] = {}
     refused: list[list[str]] = []
     crashed = dict(task.crashed)
-    with _ShardData(folder) as data:
+    with ShardData(folder) as data:
         for clip in task.clips:
             report("clip", clip.clip_id)
             try:
@@ -111,7 +111,7 @@ def _write_records(task: ShardTask, folder: Path, report: Report) -> dict[str, A
     write_bytes(folder / INDEX, index)
     write_bytes(folder / QUALITY, msgpack.packb(measures))
     count = len(columns["clip_id"])
-    _read_back(folder, count)
+    read_back(folder, count)
     return {
         "name": task.name,
         "plan": task.plan,
@@ -129,9 +129,7 @@ def _write_records(task: ShardTask, folder: Path, report: Report) -> dict[str, A
             )
             for frontend in task.config.frontends
         },
-        "flow": None
-        if task.config.flow == "none"
-        else {**description(task.config.flow), "clips": sum(columns["flow"])},
+        "flow": None if task.config.flow == "none" else description(task.config.flow),
         "versions": {
             "python": platform.python_version(),
             **{item.__name__: str(item.__version__) for item in _LIBRARIES},
@@ -149,7 +147,7 @@ def _check_input(task: ShardTask, refused: Refused) -> None:
         )
 
 
-class _ShardData:
+class ShardData:
     """An LMDB environment being filled with the keys 0, 1, ... at LMDB's default durability."""
 
     def __init__(self, folder: Path) -> None:
@@ -175,7 +173,7 @@ class _ShardData:
             self._written += len(self._pending)
             self._pending = []
 
-    def __enter__(self) -> "_ShardData":
+    def __enter__(self) -> "ShardData":
         return self
 
     def __exit__(self, kind: Any, *exc: object) -> None:
@@ -187,7 +185,8 @@ class _ShardData:
             self._environment.close()
 
 
-def _read_back(folder: Path, count: int) -> None:
+def read_back(folder: Path, count: int) -> None:
+    """Raises: UserError unless the shard holds `count` records and all of them are whole."""
     for first in range(0, count + 1, _RECORDS_READ_BACK):
         # Opened anew for every few records, because what was read of a memory map counts as memory of the process.
         environment = lmdb.open(str(folder), readonly=True, lock=False, create=False)

@@ -19,8 +19,16 @@ Report = Callable[[str, str], None]
 """Called with what happened and to what: ("clip", clip_id) before a clip, then ("packed", clip_id) or
 ("refused", reason); ("shard", name) when a shard is finished."""
 
-Crashed = Callable[["ShardTask", str, str], "ShardTask"]
+Crashed = Callable[[Any, str, str], "Task"]
 """Called with (task, clip_id, how the process ended) when a process died on a clip; gives the task to run instead."""
+
+
+class Task(Protocol):
+    """The writing of one shard; pickled on its way to the process that does it."""
+
+    def write(self, report: Report) -> None:
+        """Write the shard, then report ("shard", its name). Raises: UserError if the disk does not take it."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +54,12 @@ class ShardTask:
     def name(self) -> str:
         return f"shard-{self.number:05d}"
 
+    def write(self, report: Report) -> None:
+        """Make the clips' records and write them."""
+        from preprocess.shard import write_shard  # here, because only what packs needs torch and its memory
+
+        write_shard(self, report)
+
     def summary(self) -> dict[str, Any] | None:
         """What `shard.json` of the finished shard says; None while there is no finished shard of this very plan."""
         folder = self.store / self.name
@@ -60,6 +74,6 @@ class ShardTask:
 class Engine(Protocol):
     """What runs shard tasks: processes of this machine, or of many."""
 
-    def run(self, tasks: Sequence[ShardTask], report: Report, crashed: Crashed) -> None:
+    def run(self, tasks: Sequence[Task], report: Report, crashed: Crashed) -> None:
         """Run all tasks. report and crashed are called in this process."""
         ...

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.store import read_manifest
+from pipeline.store import Store, read_manifest
 
 
 def add(commands: Any) -> None:
@@ -37,6 +37,12 @@ def _info(options: argparse.Namespace, rest: list[str]) -> int:
     frames = manifest["frames"]
     size_text = f"short side at most {frames['short_side_px']} px, JPEG quality {frames['quality']}"
     table.add_row("pictures", f"{', '.join(frames['frames'])}; {size_text}")
+    flow = manifest["flow"]
+    if flow is not None:
+        scale = f", {flow['px_per_code']:g} px a code" if flow["encoding"] == "signed" else ""
+        with Store(options.store) as store:
+            flowing = sum(store.index["flow"])
+        table.add_row("flow", f"{flow['encoding']}{scale}; {flowing} of {manifest['packed']} clips have it")
     for name, item in manifest["frontends"].items():
         bins = f"{item['mel_bins']} mel" if item["mel_bins"] else f"{item['n_fft'] // 2 + 1} linear"
         stored = manifest["spectrogram_storage"][name]

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from configs.schema import ComponentConfig
 from preprocess.process import Desk, PackingProcess, Seat
-from preprocess.task import Crashed, Report, ShardTask
+from preprocess.task import Crashed, Report, Task
 
 
 class Local:
@@ -25,13 +25,11 @@ class Local:
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def run(self, tasks: Sequence[ShardTask], report: Report, crashed: Crashed) -> None:
+    def run(self, tasks: Sequence[Task], report: Report, crashed: Crashed) -> None:
         """Run all tasks, as `preprocess.task.Engine` says. No process is left behind, however this ends."""
         if self.config.workers == 0:
-            from preprocess.shard import write_shard  # here, because only what packs needs torch and its memory
-
             for task in tasks:
-                write_shard(task, report)
+                task.write(report)
             return
         desk = Desk(tasks, report, crashed)
         workers: dict[Connection, tuple[PackingProcess, Seat]] = {}
