@@ -47,12 +47,14 @@ class LoaderRequest:
 class PictureView:
     """What is shown of B clips in one view, before a pixel is read.
 
-    numbers: `(B,)` int64, the clips in the store; frame: `(B,)` int64, which of their frames. crop: `(B, 2)` int32
-    start and shape (y, x) in the stored frame; None: the whole frame. parameters: of each of `recipe.image`, in order.
+    numbers: `(B,)` int64, the clips in the store; frame: `(B,)` int64, which of their frames; place: `(B,)` int64, the
+    same among all frames of the split, counted through. crop: `(B, 2)` int32 start and shape (y, x) in the stored
+    frame; None: the whole frame. parameters: of each of `recipe.image`, in order.
     """
 
     numbers: np.ndarray
     frame: np.ndarray
+    place: np.ndarray
     clips: Clips
     recipe: Recipe
     crop: tuple[np.ndarray, np.ndarray] | None
@@ -61,11 +63,12 @@ class PictureView:
 
 @dataclass(kw_only=True)
 class SoundView:
-    """What is heard of B clips in one view. start: `(B,)` int32, the window's first time frame; None: in the middle.
-    parameters: of each of `recipe.sound`, in order.
+    """What is heard of B clips in one view. rows: `(B,)` int64, the clips in the split. start: `(B,)` int32, the
+    window's first time frame; None: in the middle. parameters: of each of `recipe.sound`, in order.
     """
 
     numbers: np.ndarray
+    rows: np.ndarray
     clips: Clips
     recipe: Recipe
     start: np.ndarray | None
@@ -105,8 +108,9 @@ class Blobs:
 class ClipSource:
     """One split of a store as sheets, blobs and batches. Reads in place; only decoding is left to the loaders.
 
-    plan: which clips at which step. stored: the sounds are stored spectrograms; otherwise waveforms, and the front-end
-    is computed on the device. raw: the pictures are stored pixels. with_flow: batches carry the flow.
+    plan: which clips at which step. raw: the pictures are stored pixels. with_flow: batches carry the flow. stored: the
+    sounds are stored spectrograms; otherwise waveforms, and the front-end is computed on the device. sound_rows: `(n,)`
+    time frames or samples of each clip's stored sound; sound_window: those of a window.
     """
 
     def __init__(self, request: LoaderRequest) -> None:
@@ -211,7 +215,8 @@ class ClipSource:
             self._codes = (storage["low"], storage["high"]) if storage["dtype"] == "uint8" else None
             frames = [index["spectrogram_frames"][number].get(frontend.name, 0) for number in self.numbers]
             self._refuse_clips_without(f"a spectrogram '{frontend.name}'", frames, add)
-            self._frames = np.array(frames, np.int64)
+            self._frames = self.sound_rows = np.array(frames, np.int64)
+            self.sound_window = self.window
             return
         samples = np.array([index["waveform_samples"][number] for number in self.numbers], np.int64)
         if not samples.any():
@@ -235,7 +240,7 @@ class ClipSource:
                 "data again"
             )
         (self._rate_hz,) = rates
-        self._window_samples = round(duration_s * self._rate_hz)
+        self.sound_rows, self.sound_window = samples, round(duration_s * self._rate_hz)
         heard = samples * frontend.sample_rate_hz // self._rate_hz
         self._frames = np.array([frontend.frames(int(count)) for count in heard], np.int64)
 
@@ -287,6 +292,29 @@ class ClipSource:
                 f"{'; '.join(differing)}. Give yours another name and add it to the store, or use the store's"
             )
 
+    def frames_in_use(self) -> PictureView:
+        """Every frame of the split that a sheet can ask for, whole."""
+        rows = np.arange(len(self.numbers))
+        frame = self._frame
+        if self._draw_frame:
+            rows = np.repeat(rows, self._frame_count)
+            frame = np.arange(len(rows)) - self._frame_first[rows]
+        place = self._frame_first[rows] + frame
+        return PictureView(
+            numbers=self.numbers[rows],
+            frame=frame,
+            place=place,
+            clips=self._clips(rows, place),
+            recipe=Recipe({}, ""),
+            crop=None,
+            parameters=[],
+        )
+
+    @property
+    def crops_in_time(self) -> bool:
+        """Whether windows may begin anywhere."""
+        return any(recipe.time_crop for recipe in self._sound_recipes + self._neighbour_recipes)
+
     def order(self, epoch: int) -> np.ndarray:
         """`(n,)` int64: the rows of the split in the order of an epoch."""
         return epoch_order(self.request.seed, epoch, self.plan.count, shuffle=self.request.train)
@@ -328,11 +356,13 @@ class ClipSource:
         frame = self._frame[rows]
         if self._draw_frame:
             frame = np.floor(draws.uniform("frame")[:, 0] * self._frame_count[rows]).astype(np.int64)
-        clips = self._clips(rows, self._frame_first[rows] + frame)
+        place = self._frame_first[rows] + frame
+        clips = self._clips(rows, place)
         crop = recipe.crop.draw(draws, clips) if recipe.crop else None
         return PictureView(
             numbers=self.numbers[rows],
             frame=frame,
+            place=place,
             clips=clips,
             recipe=recipe,
             crop=(crop["start"], crop["shape"]) if crop else None,
@@ -343,6 +373,7 @@ class ClipSource:
         clips = self._clips(rows, self._frame_first[rows])
         return SoundView(
             numbers=self.numbers[rows],
+            rows=rows,
             clips=clips,
             recipe=recipe,
             start=recipe.time_crop.draw(draws, clips)["start"] if recipe.time_crop else None,
@@ -374,9 +405,10 @@ class ClipSource:
         name = self.sound_blob
         sounds = []
         for view in sheet.sounds:
-            starts, length = self.sound_starts(view)
-            windows = zip(views(view.numbers), starts.tolist())
-            sounds.append([self._window(record.blob(name), start, length) for record, start in windows])
+            starts = self.sound_starts(view).tolist()
+            sounds.append(
+                [self.window_of(record.blob(name), start) for record, start in zip(views(view.numbers), starts)]
+            )
         return Blobs(pictures=pictures, flow=flow, sounds=sounds)
 
     @property
@@ -384,36 +416,29 @@ class ClipSource:
         """Name of the blob that sounds are cut from."""
         return f"spectrogram/{self.frontend.name}" if self.stored else "waveform"
 
-    @property
-    def silence(self) -> float:
-        """What stands for silence in the stored sound."""
-        return self.log_floor if self.stored and not self._codes else 0
-
-    def sound_starts(self, view: SoundView) -> tuple[np.ndarray, int]:
-        """The windows of a view, in rows of the stored sound (time frames or samples): `(B,)` int64 first rows, and
-        their length; first row -1: in the middle.
-        """
-        if self.stored:
-            return np.full(len(view.numbers), -1) if view.start is None else view.start.astype(np.int64), self.window
+    def sound_starts(self, view: SoundView) -> np.ndarray:
+        """`(B,)` int64: the first row (time frame or sample) of each window in the stored sound; -1: in the middle."""
         if view.start is None:
-            return np.full(len(view.numbers), -1), self._window_samples
+            return np.full(len(view.rows), -1)
+        if self.stored:
+            return view.start.astype(np.int64)
         step = self.frontend.hop * self._rate_hz / self.frontend.sample_rate_hz
-        samples = np.array([self.store.index["waveform_samples"][number] for number in view.numbers.tolist()])
-        start = np.rint(view.start * step).astype(np.int64)
-        return start.clip(0, np.maximum(samples - self._window_samples, 0)), self._window_samples
+        room = np.maximum(self.sound_rows[view.rows] - self.sound_window, 0)
+        return np.rint(view.start * step).astype(np.int64).clip(0, room)
 
-    def _window(self, values: np.ndarray, start: int, length: int) -> np.ndarray:
-        """`length` rows of `values` from `start`, or their middle for -1: a view of `values`.
+    def window_of(self, values: np.ndarray, start: int) -> np.ndarray:
+        """`sound_window` rows of a stored sound from `start`, or its middle for -1: a view of `values`.
 
-        Fewer rows than `length` are repeated from the first one (`tile`) or followed by silence (`pad`), anew.
+        Fewer rows are repeated from the first one (`tile`) or followed by silence (`pad`), in a new array.
         """
-        count = len(values)
+        count, length = len(values), self.sound_window
         if count >= length:
             start = (count - length) // 2 if start < 0 else start
             return values[start : start + length]
         if self.frontend.short == "tile":
             return values[np.arange(length) % count]
-        padded = np.full((length, *values.shape[1:]), self.silence, values.dtype)
+        silence = self.log_floor if self.stored and not self._codes else 0
+        padded = np.full((length, *values.shape[1:]), silence, values.dtype)
         padded[:count] = values
         return padded
 

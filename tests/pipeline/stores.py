@@ -5,6 +5,7 @@ several frames, short sounds, damage, other sample rates.
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import lmdb
@@ -33,6 +34,10 @@ def textured_jpeg(number: int, width: int, height: int) -> bytes:
     return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
 
 
+def grey_jpeg(codes: np.ndarray) -> bytes:
+    return cv2.imencode(".jpg", codes, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+
+
 def textured_record(
     number: int,
     frontends: Sequence[FrontendConfig] = (),
@@ -43,19 +48,28 @@ def textured_record(
     rate_hz: int = 16000,
     waveform: bool = True,
     annotated_s: float | None = None,
+    flow: bool = False,
+    pixels: bool = False,
 ) -> Record:
-    """Clip `number`: noise as sound, a frame each second of another texture."""
+    """Clip `number`: noise as sound, a frame each second of another texture; its pixels and a flow if asked for."""
     width, height = SIZES[number % len(SIZES)]
     random = np.random.default_rng((7, number))
     samples = np.round(3000 * random.standard_normal(round(seconds * rate_hz))).clip(-32768, 32767).astype(np.int16)
     sound = torch.from_numpy(samples.astype(np.float32) / 32767)
+    pictures = []
+    for index in range(frames):
+        jpeg = textured_jpeg(100 * number + index, width, height)
+        codes = cv2.imdecode(np.frombuffer(textured_jpeg(7000 + 100 * number + index, width, height), np.uint8), 0)
+        picture = Frame(jpeg=jpeg, time_s=float(index), width=width, height=height)
+        if pixels:
+            picture.pixels = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+        if flow:
+            picture.flow = (grey_jpeg(codes), grey_jpeg(255 - codes))
+        pictures.append(picture)
     return Record(
         clip_id=f"clip_{number:03d}",
         split=split,
-        frames=[
-            Frame(jpeg=textured_jpeg(100 * number + i, width, height), time_s=float(i), width=width, height=height)
-            for i in range(frames)
-        ],
+        frames=pictures,
         source=Source(file="made", duration_s=seconds),
         annotated_s=annotated_s,
         spectrograms={item.name: log_spectrogram(sound, item).half().numpy() for item in frontends},
@@ -65,9 +79,9 @@ def textured_record(
 
 
 def write_store(
-    folder: Path, records: Sequence[Record], frontends: Sequence[FrontendConfig] = (), shards: int = 2
+    folder: Path, records: Sequence[Record], frontends: Sequence[FrontendConfig] = (), shards: int = 2, **said: Any
 ) -> Path:
-    """A finished store of these records, dealt to its shards in turn."""
+    """A finished store of these records, dealt to its shards in turn. said: more of the manifest."""
     table = []
     for number in range(shards):
         mine = records[number::shards]
@@ -87,6 +101,7 @@ def write_store(
         "shards": table,
         "splits": {split: {} for split in {record.split for record in records}},
         "frontends": {item.name: as_mapping(item) for item in frontends},
+        **said,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest))
     return folder

@@ -49,6 +49,7 @@ ALL: dict[str, Any] = {
     "spectrogram_mask": {"frequency_masks": 2, "time_masks": 2},
 }
 BOTH = pytest.mark.parametrize("loader", ["dali", "reference"])
+EACH = pytest.mark.parametrize("loader", ["dali", "reference", "resident"])
 
 
 @pytest.fixture(scope="session")
@@ -101,7 +102,7 @@ def clips_of(batches: list[Batch]) -> list[tuple[str, bytes, bytes]]:
     ]
 
 
-@BOTH
+@EACH
 def test_batches_keep_the_contract(textured_store: Path, loader: str):
     for batch in stream(data_config(textured_store, loader), epochs=1):
         assert len(batch.clip_id) == 6 and batch.truth is None and batch.flow is None
@@ -112,7 +113,7 @@ def test_batches_keep_the_contract(textured_store: Path, loader: str):
         assert batch.spectrogram.dtype == torch.float32
 
 
-@BOTH
+@EACH
 def test_the_stream_of_clips_depends_on_nothing_else(textured_store: Path, loader: str):
     config = data_config(textured_store, loader)
     wanted = clips_of(stream(config))
@@ -121,8 +122,7 @@ def test_the_stream_of_clips_depends_on_nothing_else(textured_store: Path, loade
     assert clips_of(stream(config)) == wanted, "made anew"
     for batch_size in (4, 12):
         assert clips_of(stream(config, batch_size=batch_size)) == wanted, f"batch size {batch_size}"
-    threads = {"threads": 1} if loader == "dali" else {"workers": 1}
-    for options in (threads, {"prefetch": 1}, {"prefetch": 4}):
+    for options in ({"workers" if loader == "reference" else "threads": 1}, {"prefetch": 1}, {"prefetch": 4}):
         changed = data_config(textured_store, {"name": loader, **options})
         assert clips_of(stream(changed)) == wanted, options
     ranks = [stream(config, batch_size=3, rank=rank, world_size=2) for rank in range(2)]
@@ -130,7 +130,7 @@ def test_the_stream_of_clips_depends_on_nothing_else(textured_store: Path, loade
     assert clips_of(stream(config, seed=1)) != wanted
 
 
-@BOTH
+@EACH
 def test_a_restart_in_mid_epoch_goes_on_where_it_was(textured_store: Path, loader: str):
     config = data_config(textured_store, loader)
     wanted = clips_of(stream(config))[CLIPS:]
@@ -149,7 +149,7 @@ def test_a_restart_in_mid_epoch_goes_on_where_it_was(textured_store: Path, loade
             second.close()
 
 
-@BOTH
+@EACH
 def test_an_abandoned_epoch_leaves_no_trace(textured_store: Path, loader: str):
     config = data_config(textured_store, loader)
     wanted = clips_of(stream(config, epochs=3))
@@ -238,7 +238,7 @@ def test_decoding_the_crop_equals_cutting_it(textured_store: Path, name: str):
     assert found[0] == found[1]
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_evaluation_gives_every_clip_once(textured_store: Path, loader: str, world_size: int):
     config = data_config(textured_store, loader)
@@ -258,7 +258,7 @@ def test_evaluation_gives_every_clip_once(textured_store: Path, loader: str, wor
     assert sorted(clip for clip, *_ in found) == [f"clip_{number:03d}" for number in range(100, 113)]
 
 
-@BOTH
+@EACH
 def test_evaluation_brings_the_truth(packed_store: Path, loader: str):
     config = data_config(packed_store, loader, audio={"frontend": "logmel64", "duration_s": 1.0})
     with_truth = build_loader(config, InputSpec(), "test", train=False, batch_size=5)
@@ -273,7 +273,7 @@ def test_evaluation_brings_the_truth(packed_store: Path, loader: str):
             assert truth.label in ("low", "high")
 
 
-@BOTH
+@EACH
 def test_held_batches_are_not_overwritten(textured_store: Path, loader: str):
     config = data_config(textured_store, loader)
     held = take(source := train_loader(config), 8)
@@ -286,7 +286,7 @@ def test_held_batches_are_not_overwritten(textured_store: Path, loader: str):
     assert len({batch.image.data_ptr() for batch in held}) == len(held)
 
 
-@BOTH
+@EACH
 def test_a_batch_is_the_receivers_to_write_to(textured_store: Path, loader: str):
     config = data_config(textured_store, loader, augment={})
     wanted = clips_of(stream(config, epochs=1))
@@ -299,7 +299,7 @@ def test_a_batch_is_the_receivers_to_write_to(textured_store: Path, loader: str)
     source.close()
 
 
-@BOTH
+@EACH
 def test_two_loaders_share_a_store(textured_store: Path, loader: str):
     config = data_config(textured_store, loader)
     wanted = clips_of(stream(config, epochs=1))
@@ -332,7 +332,7 @@ def threads(at_most: int | None = None) -> int:
     return count
 
 
-@BOTH
+@EACH
 def test_closing_gives_everything_back(textured_store: Path, loader: str):
     config = data_config(textured_store, loader)
     stream(config, epochs=1)  # what libraries keep for good is there after this
@@ -349,7 +349,7 @@ def test_closing_gives_everything_back(textured_store: Path, loader: str):
         iter(source)
 
 
-@BOTH
+@EACH
 def test_a_picture_that_cannot_be_decoded_is_named(tmp_path: Path, loader: str):
     records = [textured_record(number, [EZ]) for number in range(6)]
     records[3].frames[0].jpeg = b"no picture" * 20
@@ -400,7 +400,7 @@ def middle(samples: np.ndarray, rate_hz: int, seconds: float) -> torch.Tensor:
     return sound[start : start + length]
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize(("rate_hz", "seconds"), [(16000, 2.5), (22050, 2.5), (16000, 1.3)])
 def test_a_missing_front_end_is_computed_from_the_waveform(tmp_path: Path, loader: str, rate_hz: int, seconds: float):
     records = [textured_record(number, seconds=seconds, rate_hz=rate_hz) for number in range(4)]
@@ -437,7 +437,7 @@ def test_a_time_crop_of_the_waveform_is_that_of_the_spectrogram(tmp_path: Path):
     torch.testing.assert_close(stored.spectrogram, computed.spectrogram, atol=1e-3, rtol=0)  # stored in 16 bits
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("short", ["tile", "pad"])
 def test_a_clip_shorter_than_the_window_follows_the_front_ends_rule(tmp_path: Path, loader: str, short: str):
     frontend = EZ.model_copy(update={"short": short})
