@@ -282,14 +282,17 @@ class Protocol(ABC):
         """What a score depends on, for reports."""
         words = {"own range": "each map to 0 .. 1 (a constant map as it is)", "bounds": "the method's range to 0 .. 1"}
         settings = {
-            "map": f"{_resize_words(self.resize_mode, self.align_corners)} to {self.size_px} x {self.size_px} px",
+            "map": self._resize_words(self.resize_mode, self.align_corners),
             "normalisation": words.get(self.normalisation, "none"),
             "foreground": f"{'>' if self.strict else '>='} {self.rule}",
             "truth": f"boxes: {self.config.truth}",
         }
         if self.prior_resize is not None:
-            settings["object prior"] = _resize_words(*self.prior_resize)
+            settings["object prior"] = self._resize_words(*self.prior_resize)
         return settings
+
+    def _resize_words(self, mode: str, corners: bool) -> str:
+        return f"{mode} to {self.size_px} x {self.size_px} px, corners {'' if corners else 'not '}aligned"
 
 
 class MedianProtocol(Protocol):
@@ -353,7 +356,3 @@ def random_maps(clip_ids: Sequence[str], height: int, width: int) -> Tensor:
     digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in clip_ids]
     draws = [np.random.default_rng(int.from_bytes(digest, "little")) for digest in digests]
     return torch.from_numpy(np.stack([draw.random((height, width), np.float32) for draw in draws]))
-
-
-def _resize_words(mode: str, corners: bool) -> str:
-    return f"{mode}, corners {'aligned' if corners else 'not aligned'},"
