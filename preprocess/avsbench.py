@@ -70,7 +70,7 @@ class AvsBench(Layout):
                 SourceClip(
                     clip_id=check_id(clip_id, image),
                     split=self.test_split if split == "test" else split,
-                    label=category,
+                    label=category or _category(image),
                     image=image,
                     audio=sounds[video],
                     annotated_s=float(number),
@@ -115,6 +115,12 @@ class AvsBench(Layout):
     def recognise_frames(cls, look: Look) -> str | None:
         """As `recognise`, from the names in visual_frames alone."""
         return None
+
+
+def _category(image: str) -> str | None:
+    """The category in `visual_frames/<split>/<category>/<video>/<frame>`; other forms have none."""
+    parts = image.split("/")
+    return parts[2] if len(parts) == 5 else None
 
 
 def _frame_id(path: str) -> str:

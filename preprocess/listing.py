@@ -110,6 +110,7 @@ def paired(layout: Layout, pictures: dict[str, str], sounds: dict[str, str]) -> 
         raise UserError(
             f"{layout.source}: {len(pictures)} pictures and {len(sounds)} sounds, none of one name"
             f"{_example(pictures, 'picture')}{_example(sounds, 'sound')}"
+            + "".join(f"; {item.clip_id}: {item.detail}" for item in layout.left_out[:1])
         )
     for clip_id, path in pictures.items():
         if clip_id not in sounds:

@@ -77,6 +77,11 @@ def select(
             chosen.truth[split] = _truth_counts(of_split)
         if not is_test_split(split):
             chosen.leaks[split] = leaks(clip.clip_id for clip in of_split)
+    if not lists and any(said["by_id"] for tests in chosen.leaks.values() for said in tests.values()):
+        chosen.notes.append(
+            "there are test clips in it and no list says so: `--list vggss_test` packs them as a test split with their "
+            "boxes (flickr_test_slavc those of Flickr), `--list vggsound_144k_clean` what is free of them"
+        )
     return chosen
 
 

@@ -31,6 +31,17 @@ def _info(options: argparse.Namespace, rest: list[str]) -> int:
     table.add_row("refused", refused or "none")
     for split, said in manifest["splits"].items():
         table.add_row(f"split {split}", f"{said['clips']} of {said['expected']}, ids {said['id_hash']}")
+    for item in manifest.get("lists", []):
+        counts = ", ".join(f"{item[key]:,} {key}" for key in ("expected", "found", "missing", "duplicates"))
+        table.add_row(f"list {item['list']}", f"for split {item['split']}: {counts}; ids {item['id_hash']}")
+    for split, tests in manifest.get("leaks", {}).items():
+        said = [f"{said['by_id']:,} ({said['by_source']:,}) of {said['of']:,} {test}" for test, said in tests.items()]
+        table.add_row(f"leak to {split}", f"by id (by recording): {'; '.join(said)}")
+    for split, said in manifest.get("truth", {}).items():
+        counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in said.items() if count)
+        table.add_row(f"truth of {split}", counts)
+    left_out = ", ".join(f"{reason} {count:,}" for reason, count in manifest.get("left_out", {}).items())
+    table.add_row("left out", left_out or "none")
     table.add_row("ids", manifest["id_hash"])
     clip_kib = size / manifest["packed"] / 1024
     table.add_row("size", f"{size / 2**20:.1f} MiB in {len(manifest['shards'])} shards, {clip_kib:.0f} KiB a clip")

@@ -19,7 +19,9 @@ from preprocess.layout import LEFT_OUT, Layout, SourceClip
 from preprocess.media import REASONS
 from preprocess.options import PackConfig
 from preprocess.progress import PackProgress
+from preprocess.quality import CLIP_FLAGS
 from preprocess.recognise import recognise
+from preprocess.report import HTML, write_report
 from preprocess.selection import Selection, is_test_split, select, write_left_out
 from preprocess.task import Engine
 from preprocess.writer import REFUSED, Packed, Stopped, default_shard_clips, pack
@@ -117,6 +119,12 @@ def add(commands: Any) -> None:
         "--shard-clips", type=int, metavar="N", help="clips a shard; default: 16 shards, 8 to 4096 clips"
     )
     command.add_argument(
+        "--drop",
+        nargs="+",
+        metavar="FLAG",
+        help="refuse clips with these flags, named and counted like every refusal: " + ", ".join(CLIP_FLAGS),
+    )
+    command.add_argument(
         "--max-refused", type=float, default=0.5, metavar="SHARE", help="exit with 1 above this share; default 0.5"
     )
     command.add_argument(
@@ -196,7 +204,15 @@ def _pack(options: argparse.Namespace, rest: list[str]) -> int:
         raise UserError(f"two front-ends are named '{twice[0]}'; give one of the files another name")
     given: dict[str, Any] = {
         key: value
-        for key in ("frames", "annotated_s", "short_side_px", "quality", "spectrogram_dtype", "waveform_rate_hz")
+        for key in (
+            "frames",
+            "annotated_s",
+            "short_side_px",
+            "quality",
+            "spectrogram_dtype",
+            "waveform_rate_hz",
+            "drop",
+        )
         if (value := getattr(options, key)) is not None
     }
     config = check(
@@ -261,6 +277,10 @@ def _pack(options: argparse.Namespace, rest: list[str]) -> int:
                 f"note: {packed.packed - flowing} of {packed.packed} clips have no flow: a still picture, or the only "
                 "one of a video, has no next one"
             )
+    if not packed.shards_left:
+        flagged = write_report(options.store).flagged
+        found = ", ".join(f"{name} {int(marks.sum())}" for name, marks in flagged.items() if marks.any())
+        console.print(f"quality: {found or 'no flags'}; see {options.store / HTML}", soft_wrap=True)
     return _judge(packed, options, console)
 
 
@@ -279,11 +299,9 @@ def _show(chosen: Selection, console: Console) -> None:
     """What will be packed, what is missing, and what a training split knows of the test sets."""
     for note in chosen.notes:
         console.print(f"note: {escape(note)}")
-    table = Table("split", "list", "expected", "found", "missing", "duplicates", "ids")
     for item in chosen.lists:
-        counts = (f"{item[key]:,}" for key in ("expected", "found", "missing", "duplicates"))
-        table.add_row(item["split"], item["list"], *counts, item["id_hash"])
-    console.print(table)
+        counts = ", ".join(f"{item[key]:,} {key}" for key in ("expected", "found", "missing", "duplicates"))
+        console.print(f"split '{item['split']}' from {item['list']}: {counts}; ids {item['id_hash']}", soft_wrap=True)
     for reason, count in chosen.about()["left_out"].items():
         examples = ", ".join(item.clip_id for item in chosen.left_out if item.reason == reason)
         console.print(f"left out, {reason}: {count:,} ({LEFT_OUT[reason]}): {escape(examples[:100])}", soft_wrap=True)
@@ -292,7 +310,8 @@ def _show(chosen: Selection, console: Console) -> None:
             if said["by_source"]:
                 console.print(
                     f"leak: split '{split}' holds {said['by_id']:,} of the {said['of']:,} clips of {test}; "
-                    f"{said['by_source']:,} are from recordings that it holds"
+                    f"{said['by_source']:,} are from recordings that it holds",
+                    soft_wrap=True,
                 )
     for split, said in chosen.truth.items():
         if said["without"]:
@@ -301,7 +320,8 @@ def _show(chosen: Selection, console: Console) -> None:
             console.print(
                 f"truth: of {said['boxes']:,} boxes of split '{split}', {said['boxes_outside']} leave the picture and "
                 f"{said['boxes_without_area']} have no area, leaving {said['clips_with_empty_truth']} clips without "
-                "any; all are kept as published"
+                "any; all are kept as published",
+                soft_wrap=True,
             )
 
 
