@@ -29,8 +29,8 @@ CLIP_FLAGS = {
 STORE_FLAGS = {
     "same_picture": "its pictures are, byte for byte, those of an earlier clip",
     "same_sound": "its decoded sound is, sample for sample, that of an earlier clip",
-    "like_picture": "its picture looks like that of an earlier clip",
-    "like_sound": "its loudness runs like that of an earlier clip",
+    "like_picture": "its picture looks like that of an earlier clip, but is not the same",
+    "like_sound": "its loudness runs like that of an earlier clip, but its sound is not the same",
 }
 
 SILENT_DBFS = -60.0
@@ -179,11 +179,14 @@ def earlier_alike(quality: Quality) -> dict[str, np.ndarray]:
     """
     heard = quality.rms_dbfs >= SILENT_DBFS
     seen = quality.deviation >= BLANK_DEVIATION
+    same = {"picture": _doubles(quality.picture, seen), "sound": _doubles(quality.sound, heard)}
+    like = {
+        "picture": _doubles(quality.picture_look, seen & _telling(quality.picture_look), LIKE_BITS),
+        "sound": _doubles(quality.sound_run, heard & _telling(quality.sound_run), LIKE_BITS),
+    }
     return {
-        "same_picture": _doubles(quality.picture, seen),
-        "same_sound": _doubles(quality.sound, heard),
-        "like_picture": _doubles(quality.picture_look, seen & _telling(quality.picture_look), LIKE_BITS),
-        "like_sound": _doubles(quality.sound_run, heard & _telling(quality.sound_run), LIKE_BITS),
+        **{f"same_{kind}": found for kind, found in same.items()},
+        **{f"like_{kind}": np.where(same[kind] < 0, found, -1) for kind, found in like.items()},
     }
 
 

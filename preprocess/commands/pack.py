@@ -277,7 +277,7 @@ def _pack(options: argparse.Namespace, rest: list[str]) -> int:
                 f"note: {packed.packed - flowing} of {packed.packed} clips have no flow: a still picture, or the only "
                 "one of a video, has no next one"
             )
-    if not packed.shards_left:
+    if not packed.shards_left and (packed.new or not (options.store / HTML).is_file()):
         flagged = write_report(options.store).flagged
         found = ", ".join(f"{name} {int(marks.sum())}" for name, marks in flagged.items() if marks.any())
         console.print(f"quality: {found or 'no flags'}; see {options.store / HTML}", soft_wrap=True)
