@@ -134,7 +134,8 @@ def resize(picture: np.ndarray, size_px: int, config: ImageConfig) -> np.ndarray
     if not config.antialias:
         method = cv2.INTER_LINEAR if config.interpolation == "linear" else cv2.INTER_CUBIC
         return cv2.resize(picture, (size_px, size_px), interpolation=method)
-    planes = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(picture))).permute(2, 0, 1).unsqueeze(0)
+    # A copy: pixels of a raw store are read-only.
+    planes = torch.from_numpy(np.array(np.atleast_3d(picture), order="C")).permute(2, 0, 1).unsqueeze(0)
     resized = torch.nn.functional.interpolate(
         planes,
         (size_px, size_px),

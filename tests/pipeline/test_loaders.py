@@ -22,7 +22,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,75 +30,15 @@ import pytest
 import torch
 
 from configs.errors import UserError
-from configs.load import check, load_frontend
-from configs.schema import DataConfig
-from pipeline.batch import Batch, InputSpec
+from pipeline.batch import InputSpec
 from pipeline.frontends import lengthen, log_spectrogram, normalise, resample
-from pipeline.loader import Loader, build_loader
+from pipeline.loader import build_loader
 from pipeline.store import DATA, Store
 from tests.pipeline.stores import textured_record, write_store
+from tests.pipeline.streams import ALL, CLIPS, EZ, clips_of, data_config, stream, take, train_loader
 
-CLIPS = 48
-EZ, MEL = load_frontend("ez_vsl"), load_frontend("logmel64")
-ALL: dict[str, Any] = {
-    "random_resized_crop": {},
-    "flip": {},
-    "color_jitter": {"p": 1.0},
-    "time_crop": {},
-    "spectrogram_mask": {"frequency_masks": 2, "time_masks": 2},
-}
 BOTH = pytest.mark.parametrize("loader", ["dali", "reference"])
 EACH = pytest.mark.parametrize("loader", ["dali", "reference", "resident"])
-
-
-@pytest.fixture(scope="session")
-def textured_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 clips of split train, 13 of split test without truth; textured pictures, both front-ends and the waveform."""
-    records = [textured_record(number, [EZ, MEL]) for number in range(CLIPS)]
-    records += [textured_record(number, [EZ, MEL], split="test") for number in range(100, 113)]
-    return write_store(tmp_path_factory.mktemp("textured") / "store", records, [EZ, MEL])
-
-
-def data_config(store: Path | None, loader: Any = "dali", **changes: Any) -> DataConfig:
-    given = {
-        "store": None if store is None else str(store),
-        "batch_size": 6,
-        "image": {"size_px": 64},
-        "audio": {"frontend": "ez_vsl", "duration_s": 2.0},
-        "augment": ALL,
-        "loader": loader,
-    }
-    return check(DataConfig, given | changes, "test")
-
-
-def train_loader(config: DataConfig, **options: Any) -> Loader:
-    return build_loader(config, InputSpec(), "train", **{"train": True, **options})
-
-
-def take(loader: Loader, count: int | None = None) -> list[Batch]:
-    """The next `count` batches of the loader's epoch, or the rest."""
-    batches: Iterator[Batch] = iter(loader)
-    return list(batches) if count is None else [next(batches) for _ in range(count)]
-
-
-def stream(config: DataConfig, epochs: int = 2, **options: Any) -> list[Batch]:
-    """All batches of the first epochs, from a loader of its own."""
-    loader, found = train_loader(config, **options), []
-    for epoch in range(epochs):
-        loader.set_epoch(epoch)
-        found += take(loader)
-    loader.close()
-    return found
-
-
-def clips_of(batches: list[Batch]) -> list[tuple[str, bytes, bytes]]:
-    """Each valid clip as its id and the bytes of its picture and spectrogram, in order."""
-    return [
-        (batch.clip_id[row], batch.image[row].numpy().tobytes(), batch.spectrogram[row].numpy().tobytes())
-        for batch in batches
-        for row in range(len(batch.clip_id))
-        if batch.valid[row]
-    ]
 
 
 @EACH
@@ -117,7 +56,7 @@ def test_batches_keep_the_contract(textured_store: Path, loader: str):
 def test_the_stream_of_clips_depends_on_nothing_else(textured_store: Path, loader: str):
     config = data_config(textured_store, loader)
     wanted = clips_of(stream(config))
-    assert len(wanted) == 2 * CLIPS and len({clip for clip, *_ in wanted}) == CLIPS
+    assert len(wanted) == 2 * CLIPS and len({clip for clip, _ in wanted}) == CLIPS
     assert wanted[0] not in wanted[CLIPS:] and sorted(wanted[CLIPS:]) != sorted(wanted[:CLIPS])
     assert clips_of(stream(config)) == wanted, "made anew"
     for batch_size in (4, 12):
@@ -255,7 +194,7 @@ def test_evaluation_gives_every_clip_once(textured_store: Path, loader: str, wor
         whole = clips_of(take(tested))
         assert whole == clips_of(batches), "evaluation draws nothing"
         tested.close()
-    assert sorted(clip for clip, *_ in found) == [f"clip_{number:03d}" for number in range(100, 113)]
+    assert sorted(clip for clip, _ in found) == [f"clip_{number:03d}" for number in range(100, 113)]
 
 
 @EACH
