@@ -13,6 +13,7 @@ import msgpack
 from configs.errors import UserError
 from pipeline.store import DATA, INDEX, STORE_FORMAT, read_manifest
 from preprocess.files import json_bytes, sync_folder, write_bytes
+from preprocess.quality import QUALITY
 from preprocess.task import PLAN
 from preprocess.writer import contents, read_refused, write_manifest, write_refused
 
@@ -129,7 +130,7 @@ def _write(
         for shard in manifest["shards"]:
             name = f"shard-{len(shards):05d}"
             (out / name).mkdir()
-            for file in (DATA, INDEX):
+            for file in (DATA, INDEX, QUALITY):
                 if _place(store / shard["name"] / file, out / name / file, copy):
                     merged.linked += 1
                 else:

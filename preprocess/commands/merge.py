@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.merge import merge
+from preprocess.report import write_report
 
 
 def add(commands: Any) -> None:
@@ -25,4 +26,5 @@ def _merge(options: argparse.Namespace, rest: list[str]) -> int:
         f"merged {len(options.stores)} stores into {options.out}: {merged.packed} clips, {merged.refused} refused; "
         f"{merged.linked} files linked, {merged.copied} copied"
     )
+    write_report(options.out)
     return 0
