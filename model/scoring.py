@@ -440,6 +440,16 @@ class Scorer:
             used.insert(0, " + ".join(f"{share:g} {name}" for name, share in self.mixtures[variant].items()))
         return {"refinement": "; ".join(used)} if used else {}
 
+    @property
+    def rule(self) -> Protocol:
+        """The protocol, with the threshold that followed from the whole set where it needs one."""
+        self._release()
+        return self._rules.get("", self.protocol)
+
+    def reduce(self, rows: Rows) -> dict[str, float]:
+        """The scores of rows of the plain map, which may be drawn anew; they hold `unit` beside the columns."""
+        return self._reduce({key: column for key, column in rows.items() if key != "unit"}, rows["unit"])
+
     def _reduce(self, numbers: Mapping[str, np.ndarray], unit: np.ndarray) -> dict[str, float]:
         everything = {**numbers, "unit": unit}
         visible = numbers["negative"] == 0
