@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.base import Loss, LossConfig
+from model.distributed import gathered, own_columns
 from model.similarity import all_pairs
 
 
@@ -33,10 +34,10 @@ class Factorised(Loss):
         config: Any = self.config
         total = torch.zeros((), device=outputs["image_which"].device)
         for image, audio in (("image", "slow_audio"), ("slow_image", "audio")):
-            which = all_pairs(outputs[f"{image}_which"], outputs[f"{audio}_which"])
-            where = all_pairs(outputs[f"{image}_where"], outputs[f"{audio}_where"])
+            which = all_pairs(outputs[f"{image}_which"], gathered(outputs[f"{audio}_which"]))
+            where = all_pairs(outputs[f"{image}_where"], gathered(outputs[f"{audio}_where"]))
             logits = factorised_logits(which, where, config.tau)
-            total = total + functional.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+            total = total + functional.cross_entropy(logits, own_columns(len(logits), logits.device))
         return total
 
 

@@ -6,6 +6,7 @@ from pydantic import Field
 from torch import Tensor
 
 from model.base import Loss, LossConfig
+from model.distributed import gathered
 from model.similarity import all_pairs_max, distribution, products
 
 
@@ -24,6 +25,7 @@ class FalseNegativesAudio(Loss):
 
     def forward(self, *, image_features: Tensor, audio_features: Tensor) -> Tensor:  # type: ignore[override]
         config: Any = self.config
-        alike = distribution(products(audio_features, audio_features), config.tau)
-        across = distribution(all_pairs_max(image_features, audio_features), config.tau)
+        sounds = gathered(audio_features)
+        alike = distribution(products(audio_features, sounds), config.tau)
+        across = distribution(all_pairs_max(image_features, sounds), config.tau)
         return (alike - across).abs().mean()

@@ -6,6 +6,7 @@ from pydantic import Field
 from torch import Tensor
 
 from model.base import Loss, LossConfig
+from model.distributed import gathered
 from model.similarity import all_pairs_max, distribution, products, widen
 
 
@@ -25,6 +26,6 @@ class FalseNegativesImage(Loss):
     def forward(self, *, image_features: Tensor, audio_features: Tensor) -> Tensor:  # type: ignore[override]
         config: Any = self.config
         picture = widen(image_features).mean(dim=(2, 3))
-        alike = distribution(products(picture, picture), config.tau)
-        across = distribution(all_pairs_max(image_features, audio_features), config.tau)
+        alike = distribution(products(picture, gathered(picture)), config.tau)
+        across = distribution(all_pairs_max(image_features, gathered(audio_features)), config.tau)
         return (alike - across).abs().mean()

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.base import Loss, LossConfig
+from model.distributed import gathered
 from model.similarity import all_pairs_max
 
 
@@ -25,6 +26,6 @@ class MaxMIL(Loss):
 
     def forward(self, *, image_features: Tensor, audio_features: Tensor) -> Tensor:  # type: ignore[override]
         config: Any = self.config
-        logits = all_pairs_max(image_features, audio_features) / config.tau
+        logits = gathered(all_pairs_max(image_features, gathered(audio_features))) / config.tau
         target = torch.arange(len(logits), device=logits.device)
         return functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)

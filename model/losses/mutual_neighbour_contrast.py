@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from configs.errors import UserError
 from model.base import Loss, LossConfig
+from model.distributed import all_rows, gathered
 from model.similarity import products
 
 
@@ -29,13 +30,14 @@ class MutualNeighbourContrast(Loss):
 
     def forward(self, *, image_slots: Tensor, audio_slots: Tensor) -> Tensor:  # type: ignore[override]
         config: Any = self.config
-        count = len(image_slots)
+        count = all_rows(len(image_slots))
         if 1 < config.neighbours >= count:
             raise UserError(
                 f"model.losses.{config.name}.neighbours={config.neighbours} needs a batch of more clips than that, "
                 f"found {count}: no negative would be left. Lower it, or raise data.batch_size"
             )
-        return contrast(image_slots[:, 0], audio_slots[:, 0], config.tau, config.neighbours)
+        image, audio = gathered(image_slots[:, 0]), gathered(audio_slots[:, 0])
+        return contrast(image, audio, config.tau, config.neighbours)
 
 
 def contrast(image: Tensor, audio: Tensor, tau: float, neighbours: int) -> Tensor:

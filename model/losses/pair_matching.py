@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
 from model.base import Loss, LossConfig
+from model.distributed import gathered, own_columns
 from model.similarity import products, widen
 
 
@@ -28,5 +28,5 @@ class PairMatching(Loss):
     def forward(self, *, second_look: Tensor, audio_features: Tensor) -> Tensor:  # type: ignore[override]
         config: Any = self.config
         seen = functional.normalize(widen(second_look).amax(dim=(2, 3)), dim=1)
-        logits = products(seen, audio_features) / config.tau
-        return functional.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+        logits = products(seen, gathered(audio_features)) / config.tau
+        return functional.cross_entropy(logits, own_columns(len(logits), logits.device))

@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from model.base import Loss, LossConfig
+from model.distributed import all_rows
 from model.similarity import widen
 
 _EPS = 1e-10  # added to both shares before their ratio
@@ -36,7 +37,7 @@ class RegionAlignment(Loss):
             (widen(features).mean(dim=1).flatten(1) / config.tau).softmax(dim=1)
             for features in (second_look, audio_grid)
         )
-        if len(seen) == 1:
+        if all_rows(len(seen)) == 1:
             return heard.sum() * 0
         terms = seen * torch.log((seen + _EPS) / (heard + _EPS))
         return terms.mean() if config.over_cells == "mean" else terms.sum(dim=1).mean()

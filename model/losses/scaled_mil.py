@@ -2,12 +2,12 @@
 
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
 from model.base import Loss, LossConfig
+from model.distributed import gathered, own_columns
 from model.similarity import all_pairs, all_pairs_max, widen
 
 
@@ -27,10 +27,10 @@ class ScaledMIL(Loss):
 
     def forward(self, *, image_features: Tensor, audio_features: Tensor, scale: Tensor) -> Tensor:  # type: ignore[override]
         config: Any = self.config
-        sound = widen(audio_features) * scale
+        sound = gathered(widen(audio_features)) * scale
         logits = (
             all_pairs_max(image_features, sound)
             if config.pool == "max"
             else all_pairs(image_features, sound).mean(dim=1)
         )
-        return functional.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+        return functional.cross_entropy(logits, own_columns(len(logits), logits.device))

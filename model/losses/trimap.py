@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.base import Loss, LossConfig
+from model.distributed import gathered, own_columns
 from model.similarity import all_pairs, own_pair_map
 
 
@@ -41,10 +42,11 @@ class TriMap(Loss):
         """(B, 1 + B + 1): own sounding cells, every pair's sounding cells, own background; column 0 is right."""
         config: Any = self.config
         own = own_pair_map(image_features, audio_features).flatten(1)
-        pairs = _soft_mean(all_pairs(image_features, audio_features), config.epsilon_p, config.tau)
+        pairs = _soft_mean(all_pairs(image_features, gathered(audio_features)), config.epsilon_p, config.tau)
         positive = _soft_mean(own, config.epsilon_p, config.tau)
         background = _soft_mean(own, config.epsilon_n, -config.tau)
-        own_pairs = torch.eye(len(pairs), dtype=torch.bool, device=pairs.device)
+        columns = torch.arange(pairs.shape[1], device=pairs.device)
+        own_pairs = columns == own_columns(len(pairs), pairs.device)[:, None]
         if config.own_pair == "masked":
             pairs = pairs.masked_fill(own_pairs, -torch.inf)
         else:

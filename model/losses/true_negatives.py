@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from model.base import Loss, LossConfig
+from model.distributed import gathered
 from model.similarity import distribution, own_pair_map, products, widen
 
 
@@ -32,5 +33,5 @@ class TrueNegatives(Loss):
             low, high = cosines.amin(dim=(1, 2), keepdim=True), cosines.amax(dim=(1, 2), keepdim=True)
             inside = (cosines - low) / (high - low + 1e-5) > config.threshold
         region = (widen(image_features) * inside[:, None]).mean(dim=(2, 3))
-        alike = distribution(products(audio_features, audio_features), config.tau)
-        return (alike - distribution(products(region, region), config.tau)).abs().mean()
+        alike = distribution(products(audio_features, gathered(audio_features)), config.tau)
+        return (alike - distribution(products(region, gathered(region)), config.tau)).abs().mean()

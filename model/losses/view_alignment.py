@@ -7,6 +7,7 @@ from torch import Tensor
 
 from model.base import Loss, LossConfig
 from model.contrast import view_contrast
+from model.distributed import gathered
 from model.similarity import products
 
 
@@ -25,6 +26,7 @@ class ViewAlignment(Loss):
 
     def forward(self, *, image_embeddings: Tensor, audio_embeddings: Tensor, pair_weights: Tensor) -> Tensor:  # type: ignore[override]
         config: Any = self.config
-        v, b, _ = image_embeddings.shape
-        cosines = products(image_embeddings.flatten(0, 1), audio_embeddings.flatten(0, 1)).view(v, b, -1, b)
+        images, sounds = gathered(image_embeddings, 1), gathered(audio_embeddings, 1)
+        v, b, _ = images.shape
+        cosines = products(images.flatten(0, 1), sounds.flatten(0, 1)).view(v, b, -1, b)
         return (view_contrast(cosines / config.tau) * pair_weights).sum()

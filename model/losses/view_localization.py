@@ -7,6 +7,7 @@ from torch import Tensor
 
 from model.base import Loss, LossConfig
 from model.contrast import view_contrast
+from model.distributed import gathered
 from model.similarity import all_pairs_max, products
 
 
@@ -29,7 +30,9 @@ class ViewLocalization(Loss):
     def forward(self, *, image_views: Tensor, audio_views: Tensor, pair_weights: Tensor) -> Tensor:  # type: ignore[override]
         config: Any = self.config
         v, b = image_views.shape[:2]
-        images, sounds = image_views.flatten(0, 1), audio_views.flatten(0, 1)
+        heard = gathered(audio_views, 1)
+        images, sounds = image_views.flatten(0, 1), heard.flatten(0, 1)
         # The mean of cosines is the cosine with the mean cell: no cell needs to meet every sound.
         cosines = products(images.mean(dim=(2, 3)), sounds) if config.pool == "mean" else all_pairs_max(images, sounds)
-        return (view_contrast(cosines.view(v, b, -1, b) / config.tau) * pair_weights).sum()
+        logits = gathered(cosines.view(v, b, *heard.shape[:2]), 1) / config.tau
+        return (view_contrast(logits) * pair_weights).sum()

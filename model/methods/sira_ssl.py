@@ -11,6 +11,7 @@ from torch.nn import functional
 from configs.schema import named, named_parts
 from model.base import Localization, LocalizationModel, MethodConfig
 from model.cross_attention import CrossAttention, build_flow_encoder
+from model.distributed import gathered
 from model.similarity import own_pair_map, widen
 from model.two_stream import build_encoders, start_audio_norms
 from pipeline.batch import Batch, InputSpec
@@ -169,4 +170,6 @@ def _to_unit_range(values: Tensor, over: str) -> Tensor:
     """Values (B, C, H, W) moved and scaled to 0 .. 1, over the whole batch or for each clip."""
     dims = (0, 1, 2, 3) if over == "batch" else (1, 2, 3)
     low, high = values.amin(dims, keepdim=True), values.amax(dims, keepdim=True)
+    if over == "batch":
+        low, high = gathered(low).amin(0, keepdim=True), gathered(high).amax(0, keepdim=True)
     return (values - low) / (high - low + _EPS)
