@@ -8,7 +8,7 @@ from typing import Literal
 from pipeline.record import Frame, Record, Source
 from preprocess.features import Resampled, as_stored, lasting_s, read_log_power, spectrogram
 from preprocess.layout import SourceClip, bad_box, box_array
-from preprocess.media import Refused, Sound, read_flow, read_mask, read_pictures, read_sound, read_still
+from preprocess.media import Refused, Sound, decoded, read_flow, read_mask, read_pictures, read_sound, read_still
 from preprocess.options import PackConfig
 from preprocess.quality import CLIP_FLAGS, Quality, clip_flags, picture_measures, sound_measures
 from preprocess.raw_lmdb import read_raw_picture, read_raw_sound
@@ -87,7 +87,8 @@ def make_record(clip: SourceClip, root: Path, config: PackConfig) -> tuple[Recor
         pictures = [replace(still, time_s=clip.start_s + annotated_s, flow=flow)]
     frames = [
         Frame(
-            jpeg=picture.jpeg,
+            jpeg=None if config.pixels == "raw" else picture.jpeg,
+            pixels=None if config.pixels == "jpeg" else decoded(picture.jpeg),
             time_s=picture.time_s - clip.start_s,
             width=picture.size[0],
             height=picture.size[1],

@@ -489,6 +489,11 @@ def _tiny(pixels: np.ndarray) -> bytes:
     return (small if small.ndim == 2 else cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)).tobytes()
 
 
+def decoded(jpeg: bytes) -> np.ndarray:
+    """`(height, width, 3)` uint8 RGB of a picture as it is stored, by OpenCV, as the reference loader decodes it."""
+    return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+
+
 def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
     """`(H, W, 3)` uint8 BGR as baseline 4:2:0 JPEG without EXIF."""
     options = [

@@ -33,6 +33,7 @@ class PackConfig(Config):
     annotated_s: float = Field(default=5.0, ge=0, description="annotated instant where the layout gives none")
     short_side_px: int = Field(default=256, ge=16, le=4096)
     quality: int = Field(default=90, ge=1, le=100)
+    pixels: Literal["jpeg", "raw", "both"] = "jpeg"
     flow: Literal["none", "signed", "published"] = "none"
     frontends: tuple[FrontendConfig, ...] = ()
     spectrogram_dtype: Literal["float16", "uint8"] = "float16"

@@ -409,7 +409,7 @@ def _finish(
         "dataset": dataset,
         "layout": {**plan["layout_options"], "name": plan["layout"]},
         "options": options,
-        "frames": {key: options[key] for key in ("frames", "annotated_s", "short_side_px", "quality")},
+        "frames": {key: options[key] for key in ("frames", "annotated_s", "short_side_px", "quality", "pixels")},
         "flow": shards[0]["flow"],
         "frontends": frontends,
         "waveform": {"sample_rate_hz": config.waveform_rate_hz} if config.waveform else None,

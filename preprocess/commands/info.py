@@ -47,6 +47,7 @@ def _info(options: argparse.Namespace, rest: list[str]) -> int:
     table.add_row("size", f"{size / 2**20:.1f} MiB in {len(manifest['shards'])} shards, {clip_kib:.0f} KiB a clip")
     frames = manifest["frames"]
     size_text = f"short side at most {frames['short_side_px']} px, JPEG quality {frames['quality']}"
+    size_text += {"jpeg": "", "raw": ", decoded", "both": ", and decoded"}[frames["pixels"]]
     table.add_row("pictures", f"{', '.join(frames['frames'])}; {size_text}")
     flow = manifest["flow"]
     if flow is not None:

@@ -79,6 +79,12 @@ def add(commands: Any) -> None:
     command.add_argument("--short-side", type=int, metavar="PX", dest="short_side_px", help="of a picture; default 256")
     command.add_argument("--quality", type=int, metavar="Q", help="of JPEG; default 90")
     command.add_argument(
+        "--pixels",
+        choices=("jpeg", "raw", "both"),
+        help="how pictures are stored: jpeg (default), the pixels that it decodes to (8 times the size, less CPU time "
+        "in training), or both",
+    )
+    command.add_argument(
         "--flow",
         choices=("none", "signed", "published"),
         help="optical flow to the video's next picture: signed and scaled, or in the published 8 bits, which hold no "
@@ -206,6 +212,7 @@ def _pack(options: argparse.Namespace, rest: list[str]) -> int:
         key: value
         for key in (
             "frames",
+            "pixels",
             "annotated_s",
             "short_side_px",
             "quality",

@@ -68,7 +68,8 @@ def test_a_store_with_all_it_says(source: Path, tmp_path: Path):
     assert manifest["splits"]["train"] == {"clips": 7, "expected": 8, "id_hash": id_hash([i for i in ids if i < "c8"])}
     assert (manifest["dataset"], manifest["expected"], manifest["refused"]) == ("made", 10, {"missing_file": 1})
     assert manifest["frontends"]["logmel64"] == CONFIG.frontends[0].model_dump(mode="json")
-    assert manifest["frames"] == {"frames": ["annotated"], "annotated_s": 5.0, "short_side_px": 256, "quality": 90}
+    said = {"frames": ["annotated"], "annotated_s": 5.0, "short_side_px": 256, "quality": 90, "pixels": "jpeg"}
+    assert manifest["frames"] == said
     assert manifest["waveform"] == {"sample_rate_hz": 16000}
     assert verify(store) == []
 
