@@ -29,7 +29,7 @@ def _window(config: FrontendConfig, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _scaled_window(config: FrontendConfig, device: torch.device) -> Tensor:
-    window = _window(config, device)
+    window = _window(config, device)  # pyright: ignore[reportArgumentType]
     if config.scaling == "power":
         return window
     # One-sided: every bin gets the energy of its negative frequency as well.
@@ -40,7 +40,7 @@ def _scaled_window(config: FrontendConfig, device: torch.device) -> Tensor:
 def _mel_blocks(config: FrontendConfig, device: torch.device) -> list[tuple[int, int, Tensor]]:
     """The mel bank as `(first bin, last bin + 1, (bins, bands) weights)` of 16 bands each: most of it is zero."""
     blocks = []
-    for bands in _mel_bank(config, device).split(16, dim=1):
+    for bands in _mel_bank(config, device).split(16, dim=1):  # pyright: ignore[reportArgumentType]
         used = bands.any(1).nonzero()
         first, end = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
         blocks.append((first, end, bands[first:end].contiguous()))
