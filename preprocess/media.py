@@ -7,12 +7,14 @@ wrong with a file becomes a `Refused` with a reason code; sizes and durations ar
 import io
 import math
 import os
+import stat
 import struct
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import av
 import av.container
@@ -28,24 +30,26 @@ from preprocess.quality import CLIP_FLAGS, TINY_COLUMNS, TINY_ROWS, Motion
 
 REASONS = {
     "missing_file": "the file is not there",
-    "unreadable": "no video, sound or picture format that is read",
+    "unreadable": "no video, sound or picture format that is read, or no regular file",
     "no_video": "no video stream, or no picture in it",
     "no_audio": "no audio stream, or no sound in it",
     "decode_error": "the file breaks off or is damaged inside",
     "too_short": "less than 0.1 s of sound in the clip",
     "too_long": "more than 10 minutes; give duration_s",
-    "too_large": "a picture beyond 16384 pixels a side or 100 megapixels, or more than 1000 pictures a clip",
+    "too_large": "a picture beyond 16384 pixels a side or 64 megapixels, a picture file beyond 256 MiB, or more than "
+    "1000 pictures a clip",
     "no_frame": "no picture within 1 s of the annotated instant",
     "bad_boxes": "boxes that are not x0 < x1, y0 < y1 within 0 to 1",
     "bad_mask": "a mask that cannot be read",
     "bad_flow": "a flow picture that cannot be read",
     "bad_spectrogram": "a .npy file that holds no power spectrogram of the front-end",
-    "worker_crash": "the packing process died on the clip, twice",
+    "worker_crash": "packing processes died on the clip again and again, or it took them more than 10 minutes",
     **CLIP_FLAGS,  # only where `--drop` asks for it
 }
 
 MAX_SIDE_PX = 16384
-MAX_PIXELS = 100_000_000  # 300 MB as 8-bit BGR; a larger picture is a mistake or an attack
+MAX_PIXELS = 64_000_000  # 256 MB as Pillow holds it; a larger picture is a mistake or an attack
+MAX_STILL_BYTES = 256 * 2**20
 MAX_CLIP_S = 600.0  # the waveform of so long a clip takes 230 MB as float32 at 96 kHz
 MAX_DECODED_FRAMES = 1_000_000  # ends the decoding of a file whose time stamps do not advance
 MIN_SOUND_S = 0.1
@@ -55,6 +59,8 @@ _ORIENTATION = 0x0112  # the EXIF tag
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,wav,w64,mp3,flac,aac,aiff,au,caf,amr,nut,mxf"
 )
+# Pillow reads far more, some of it by other programs (EPS by Ghostscript) and much of it untested against attacks.
+_STILL_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _SOUND_DTYPES = {"s16": "i2", "s16p": "i2", "s32": "i4", "s32p": "i4", "flt": "f4", "fltp": "f4", "dblp": "f8"}
 _JOINED_SAMPLES = 16_384  # of a frame that is resampled: fits the second-level cache
 _LUMA_FORMATS = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "nv12", "gray")
@@ -123,15 +129,31 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
     except av.error.FFmpegError as error:
         text = getattr(error, "strerror", None) or str(error)
         raise Refused("decode_error" if opened else "unreadable", f"{path.name}: {text}") from error
+    except (OverflowError, ValueError) as error:  # PyAV's own, for times and formats that it cannot say
+        raise Refused("decode_error" if opened else "unreadable", f"{path.name}: {error}") from error
 
 
 def _check_there(path: Path) -> None:
     try:
-        there = path.is_file()
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise Refused("missing_file", f"{path.name} is not there") from error
     except OSError as error:
         raise Refused("unreadable", f"{path.name}: {error.strerror}") from error
-    if not there:
-        raise Refused("missing_file", f"{path.name} is not there")
+    # Opening a pipe waits for somebody to write into it, and a device may never end.
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "a pipe, a device or a socket"
+        raise Refused("unreadable", f"{path.name} is {what}, no regular file")
+
+
+def _one_thread(path: Path, stream: av.VideoStream | av.AudioStream) -> Any:
+    """The decoder of a stream, on one thread and for pictures of a bounded size, whatever the container says of it."""
+    context = stream.codec_context
+    if context is None:
+        raise Refused("unreadable", f"{path.name}: its {stream.type} has a coding that is not read")
+    context.thread_count = 1
+    context.options = {"max_pixels": str(MAX_PIXELS)} if stream.type == "video" else {}
+    return context
 
 
 def _zero_s(container: av.container.InputContainer) -> float:
@@ -207,7 +229,7 @@ def _decoded_sound(path: Path, start_s: float, limit_s: float, channel: str) -> 
         stream = container.streams.best("audio")
         if stream is None:
             raise Refused("no_audio", f"{path.name} has no audio stream")
-        stream.codec_context.thread_count = 1  # type: ignore[attr-defined]
+        _one_thread(path, stream)
         resampler = None
         rate = source_rate = channels = skip = wanted = 0
         chunks: list[np.ndarray] = []
@@ -234,8 +256,9 @@ def _decoded_sound(path: Path, start_s: float, limit_s: float, channel: str) -> 
                 if skip:
                     dropped = min(skip, len(samples))
                     samples, skip = samples[dropped:], skip - dropped
-                chunks.append(samples)
-                kept += len(samples)
+                if len(samples):
+                    chunks.append(samples)
+                    kept += len(samples)
             if kept > wanted:
                 break
         if resampler is None:
@@ -321,9 +344,8 @@ def _nearest(
         stream = container.streams.best("video")
         if stream is None or av.stream.Disposition.attached_pic in stream.disposition:
             raise Refused("no_video", f"{path.name} has no video stream")
-        context = stream.codec_context
-        context.thread_count = 1  # type: ignore[attr-defined]
-        _check_size(path, context.width, context.height)  # type: ignore[attr-defined]
+        context = _one_thread(path, stream)
+        _check_size(path, context.width, context.height)
         # AVI stores no display times: with B-frames, what FFmpeg makes of them runs back and forth.
         counted = container.format.name == "avi"
         zero = 0.0 if counted else _zero_s(container)
@@ -512,7 +534,7 @@ def _still(path: Path, data: bytes) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about sizes below our own limit, odd metadata, ...
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=_STILL_FORMATS)
         with image:
             _check_size(path, *image.size)
             opened = True
@@ -526,7 +548,11 @@ def _still(path: Path, data: bytes) -> Iterator[Image.Image]:
 def _file_bytes(path: Path) -> bytes:
     _check_there(path)
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_STILL_BYTES + 1)
+        if len(data) > MAX_STILL_BYTES:
+            raise Refused("too_large", f"{path.name} has more than {MAX_STILL_BYTES // 2**20} MiB")
+        return data
     except OSError as error:
         raise Refused("unreadable", f"{path.name}: {error.strerror}") from error
 
@@ -549,11 +575,11 @@ def read_still(path: Path, short_side_px: int, quality: int) -> Picture:
         if plain is not None:
             return Picture(jpeg=plain, size=size, original=size, tiny=_tiny(np.asarray(image)))
         rotated = image.getexif().get(_ORIENTATION, 1) != 1
-        upright = ImageOps.exif_transpose(image)
+        upright = ImageOps.exif_transpose(image) if rotated else image
         if upright.mode.startswith("I;16"):
             upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-        pixels = np.asarray(upright.convert("RGB"))[:, :, ::-1]
-    return stored_picture(np.ascontiguousarray(pixels), short_side_px, quality, rotated=rotated)
+        pixels = np.asarray(upright if upright.mode == "RGB" else upright.convert("RGB"))
+    return stored_picture(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), short_side_px, quality, rotated=rotated)
 
 
 def read_mask(path: Path, size: tuple[int, int], above: int | None = None) -> np.ndarray:

@@ -220,7 +220,10 @@ def test_what_is_missing_is_named(tmp_path: Path):
     assert refusal(read_still, tmp_path / "none.jpg", 256, 90) == "missing_file"
     assert refusal(read_sound, tmp_path / ("x" * 300)) == "unreadable"
     os.mkfifo(tmp_path / "pipe.mp4")
-    assert refusal(read_sound, tmp_path / "pipe.mp4") == "missing_file"
+    (tmp_path / "device.jpg").symlink_to("/dev/zero")
+    assert refusal(read_sound, tmp_path / "pipe.mp4") == refusal(read_sound, tmp_path) == "unreadable"
+    for path in (tmp_path / "device.jpg", tmp_path):
+        assert refusal(read_still, path, 256, 90) == "unreadable"
 
 
 def test_files_that_break_inside(tmp_path: Path):
