@@ -24,7 +24,7 @@ from configs.errors import UserError
 from configs.load import as_mapping
 from configs.schema import FrontendConfig
 from pipeline.record import Record, RecordView, decode, encode
-from pipeline.store import DATA, INDEX, INDEX_COLUMNS, Store, index_row, key_of
+from pipeline.store import DATA, INDEX, INDEX_COLUMNS, Store, index_row, key_of, read_manifest
 from preprocess.files import file_sha256, json_bytes, sync_folder, write_bytes
 from preprocess.task import PLAN, SHARD, Engine, Report
 from preprocess.writer import write_manifest
@@ -172,6 +172,7 @@ def extend(
     Raises: UserError if the store is not whole, has no waveforms, or has a front-end of that name with other
     parameters; if another process is at it; if the disk does not take it.
     """
+    read_manifest(path)  # says what is wrong if there is no store
     with _claimed(path):
         return _extend(path, frontends, dtype, engine, report, found)
 
