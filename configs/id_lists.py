@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,14 +46,19 @@ def load_list(name_or_path: str | Path) -> list[str]:
         legacy, tests = _WITHOUT_TESTS[name]
         test_ids = {clip_id for test in tests for clip_id in load_list(test)}
         return [clip_id for clip_id in load_list(legacy) if clip_id not in test_ids]
+    if _bundled(name).is_file():
+        return gzip.decompress(_bundled(name).read_bytes()).decode().split()
     return list(dict.fromkeys(row.clip_id for row in read_rows(list_file(name))))
+
+
+def _bundled(name: str) -> Path:
+    return LISTS_FOLDER / f"{name}.txt.gz"
 
 
 def list_file(name: str) -> Path:
     """The file of a stored list: bundled, or at a path. Raises: UserError naming the lists there are."""
-    bundled = LISTS_FOLDER / f"{name}.txt.gz"
-    if bundled.is_file():
-        return bundled
+    if _bundled(name).is_file():
+        return _bundled(name)
     path = Path(name)
     if not path.is_file():
         known = list_names()
@@ -65,26 +71,37 @@ def read_rows(path: Path) -> Iterator[Listed]:
 
     A header is skipped if its first cell is id, video, file or the like. A second column is the label unless it is a
     number (as in Flickr's test lists). VGGSound's own table `<YouTube id>,<start second>,label,split` is known by its
-    last column. Raises: UserError if it cannot be read or holds no id.
+    last column; a table with the columns video, audio, label lists pairs, whose id is `<video>+<audio>`.
+    Raises: UserError if it cannot be read or holds no id.
     """
     count = 0
     try:
-        opened = gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-        if path.suffix != ".gz":
-            opened = path.open(encoding="utf-8-sig", newline="")
-        with opened as lines:
-            for cells in csv.reader(lines, skipinitialspace=True):
+        opener = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as lines:
+            pairs = False
+            reader = csv.reader(lines, skipinitialspace=True)
+            for cells in reader:
                 row = [cell.strip() for cell in cells]
-                if not row or not row[0] or (count == 0 and row[0].lower() in _HEADERS):
+                if not row or not row[0]:
+                    continue
+                if count == 0 and row[0].lower() in _HEADERS:
+                    pairs = row[:2] == ["video", "audio"]
                     continue
                 count += 1
-                yield _listed(row)
+                if pairs and len(row) < 2:
+                    raise UserError(f"{path}, line {reader.line_num}: needs two ids, of a picture and of a sound")
+                yield _pair(row) if pairs else _listed(row)
     except OSError as error:
         raise UserError(f"cannot read the list {path}: {error.strerror or error}") from error
-    except (UnicodeDecodeError, csv.Error, EOFError) as error:
+    except (UnicodeDecodeError, csv.Error, EOFError, zlib.error) as error:
         raise UserError(f"{path} is not a list of ids, one a line: {error}") from error
     if not count:
         raise UserError(f"the list {path} holds no ids")
+
+
+def _pair(row: list[str]) -> Listed:
+    seen, heard, *label = row
+    return Listed(f"{normalise_id(seen)}+{normalise_id(heard)}", label[0] if label else None)
 
 
 def _listed(row: list[str]) -> Listed:

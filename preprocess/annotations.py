@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +48,7 @@ def vggss_truth(path: Path | None = None) -> dict[str, Annotated]:
     file = path or LISTS_FOLDER / "vggss.json.gz"
 
     def entry(item: Any, where: str) -> tuple[str, Annotated]:
-        boxes = [[*row, 0.0] for row in item["bbox"]]
-        return normalise_id(item["file"]), Annotated(parse_boxes(boxes, where), item["class"])
+        return normalise_id(item["file"]), Annotated(parse_boxes(item["bbox"], where), item["class"])
 
     return dict(_entries(file, entry))
 
@@ -82,7 +82,7 @@ def _entries(path: Path, entry: Callable[[Any, str], Any]) -> list[Any]:
         value = json.loads(text, parse_constant=_refuse_constant)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, EOFError, RecursionError) as error:
+    except (ValueError, EOFError, RecursionError, zlib.error) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, list):
         raise UserError(f"{path} must hold a JSON list, found {type(value).__name__}")

@@ -1,7 +1,6 @@
 """Which clips of an input are packed, into which split, with which truth; and what is known of that beforehand."""
 
 import csv
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,7 +13,8 @@ from configs.id_lists import list_file, list_names, load_list, read_rows
 from configs.ids import normalise_id, source_of
 from pipeline.store import id_hash
 from preprocess.annotations import VGGSS_INSTANT_S, Annotated, flickr_truth, oddities, vggss_truth
-from preprocess.layout import Layout, LeftOut, SourceClip
+from preprocess.layout import Layout, LeftOut, SourceClip, inside
+from preprocess.listing import find_files, stem
 
 LEFT_OUT_FILE = "left_out.csv"
 _TEST_LISTS = {"vggss_test": "vggss_test", "flickr_test": "flickr_test_slavc"}
@@ -237,14 +237,14 @@ def _label(chosen: Selection, labels: Path, keep_splits: bool) -> None:
 def _annotate(chosen: Selection, root: Path, annotations: Path | None) -> None:
     """Give clips their published truth, where they have none."""
     if annotations is None and (root / _ANNOTATIONS).is_dir():
-        annotations = root / _ANNOTATIONS
+        annotations = root / inside(root, _ANNOTATIONS, str(root))
         chosen.notes.append(f"annotations are taken from {annotations}")
     bundled = vggss_truth() if any(clip.split == "vggss_test" for clip in chosen.clips) else {}
     truths: dict[str, Annotated] = {}
     if annotations is not None and annotations.is_dir():
-        there = {entry.name for entry in os.scandir(annotations)}
         wanted = {normalise_id(clip.clip_id) for clip in chosen.clips}
-        truths = {name: flickr_truth(annotations / f"{name}.xml") for name in wanted if f"{name}.xml" in there}
+        files = {stem(path): path for path in find_files(annotations.resolve(), "", (".xml",))}
+        truths = {name: flickr_truth(annotations / files[name]) for name in wanted & files.keys()}
     elif annotations is not None:
         truths = vggss_truth(annotations)
     given = 0

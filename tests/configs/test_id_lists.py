@@ -71,6 +71,8 @@ def test_a_list_that_is_none_says_so(tmp_path: Path):
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "torn.txt.gz").write_bytes(gzip.compress(b"a\n" * 1000)[:-8])
     (tmp_path / "plain.gz").write_text("not gzipped")
-    for name in ("binary.txt", "torn.txt.gz", "plain.gz"):
+    (tmp_path / "bent.gz").write_bytes(gzip.compress(b"abc\n" * 1000)[:12] + b"\xff" * 40)
+    (tmp_path / "half.csv").write_text("video,audio,label\nzpWuikVorYg_000032\n")
+    for name in ("binary.txt", "torn.txt.gz", "plain.gz", "bent.gz", "half.csv"):
         with pytest.raises(UserError, match=name):
             load_list(tmp_path / name)
