@@ -26,7 +26,7 @@ class Flip(ImageAugmentation):
         return fn.flip(images, horizontal=parameters["on"], vertical=0)
 
     def reference(self, image: np.ndarray, parameters: Parameters) -> np.ndarray:
-        return cv2.flip(image, 1) if parameters["on"] else image
+        return cv2.flip(image, 1, dst=image) if parameters["on"] else image
 
     def batched(self, images: Tensor, parameters: Parameters) -> Tensor:
         return torch.where(parameters["on"].bool()[:, None, None, None], images.flip(2), images)

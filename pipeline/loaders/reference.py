@@ -74,10 +74,12 @@ class ReferenceLoader(PlannedLoader):
             for view, pictures, images in zip(sheet.pictures, blobs.pictures, running.images):
                 picture = pictures[row] if self.source.raw else self._decoded(running, pictures[row], colour=True)
                 assert picture.shape[:2] == (view.clips.height[row], view.clips.width[row])
-                picture = self._resized(view, row, picture)
+                target = images[row]
+                picture = self._resized(view, row, picture, target)
                 for part, parameters in zip(view.recipe.image, view.parameters):
                     picture = part.reference(picture, {name: value[row] for name, value in parameters.items()})
-                images[row] = picture
+                if picture is not target:
+                    images[row] = picture
             if running.flow is not None and blobs.flow is not None:
                 for axis, jpegs in enumerate(blobs.flow):
                     codes = self._decoded(running, jpegs[row], colour=False).astype(np.float32)
@@ -93,11 +95,13 @@ class ReferenceLoader(PlannedLoader):
             raise error
         return picture
 
-    def _resized(self, view: PictureView, row: int, picture: np.ndarray) -> np.ndarray:
+    def _resized(
+        self, view: PictureView, row: int, picture: np.ndarray, target: np.ndarray | None = None
+    ) -> np.ndarray:
         if view.crop is not None:
             (y, x), (height, width) = view.crop[0][row], view.crop[1][row]
             picture = picture[y : y + height, x : x + width]
-        return resize(picture, self.source.size_px, self.source.request.data.image)
+        return resize(picture, self.source.size_px, self.source.request.data.image, target)
 
     def _next(self) -> Batch:
         running = self._running.popleft()
@@ -129,11 +133,11 @@ class ReferenceLoader(PlannedLoader):
         return {"loader": "reference", **self.source.describe(), "decodes": decoded, "threads": self.config.workers}
 
 
-def resize(picture: np.ndarray, size_px: int, config: ImageConfig) -> np.ndarray:
-    """`(S, S, ...)` of a `(h, w, ...)` uint8 or float32 picture, as the config says."""
+def resize(picture: np.ndarray, size_px: int, config: ImageConfig, target: np.ndarray | None = None) -> np.ndarray:
+    """`(S, S, ...)` of a `(h, w, ...)` uint8 or float32 picture, as the config says; may be written to `target`."""
     if not config.antialias:
         method = cv2.INTER_LINEAR if config.interpolation == "linear" else cv2.INTER_CUBIC
-        return cv2.resize(picture, (size_px, size_px), interpolation=method)
+        return cv2.resize(picture, (size_px, size_px), dst=target, interpolation=method)
     # A copy: pixels of a raw store are read-only.
     planes = torch.from_numpy(np.array(np.atleast_3d(picture), order="C")).permute(2, 0, 1).unsqueeze(0)
     resized = torch.nn.functional.interpolate(
@@ -142,4 +146,4 @@ def resize(picture: np.ndarray, size_px: int, config: ImageConfig) -> np.ndarray
         mode="bilinear" if config.interpolation == "linear" else "bicubic",
         antialias=True,
     )
-    return resized[0].permute(1, 2, 0).numpy().reshape(size_px, size_px, *picture.shape[2:])
+    return resized[0].permute(1, 2, 0).contiguous().numpy().reshape(size_px, size_px, *picture.shape[2:])
