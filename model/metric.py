@@ -63,10 +63,9 @@ def consensus_iou(foreground: Tensor, truth: TruthMaps) -> Tensor:
     Args: foreground P (B, S, S) bool; g = truth.weights.
     Source: Senocak et al., Learning to Localize Sound Source in Visual Scenes (CVPR 2018), eq. 8.
     """
-    inside = overlap(foreground, truth.covered)
-    false = count(foreground) - inside
-    hit = inside.double() if truth.crisp else (truth.levels * foreground).sum((1, 2), dtype=torch.int64) / STEPS
-    whole = truth.area + false
+    hit = truth.hit(foreground)
+    inside = hit if truth.fractions is None else overlap(foreground, truth.covered)
+    whole = truth.area + (count(foreground) - inside)
     return torch.where(whole > 0, hit / torch.where(whole > 0, whole, 1), 0.0)
 
 
@@ -75,9 +74,9 @@ def half_area_ceiling(truth: TruthMaps) -> Tensor:
 
     It takes the pixels of most weight; for a binary truth of area share a this is min(a, .5) / max(a, .5).
     """
-    pixels = truth.levels[0].numel()
+    pixels = truth.covered[0].numel()
     half = pixels - pixels // 2
-    if truth.crisp:
+    if truth.fractions is None:
         hit = truth.area.clamp_max(half)
         return hit / (truth.area + half - hit)
     chosen = truth.levels.flatten(1).sort(dim=1).values[:, pixels // 2 :]

@@ -48,9 +48,13 @@ class Maps:
 
     embeddings: tuple[Tensor, Tensor] | None = None
 
-    def __init__(self, resized: Tensor, bounds: tuple[float, float], protocol: "Protocol") -> None:
+    def __init__(
+        self, resized: Tensor, bounds: tuple[float, float], protocol: "Protocol", *, negated: bool = False
+    ) -> None:
+        """negated: the normalised map is 1 minus that of the negated one."""
         self.resized = resized
         self.bounds = bounds
+        self.negated = negated
         self._protocol = protocol
 
     @cached_property
@@ -67,9 +71,14 @@ class Maps:
         return self._protocol.scale(self)
 
     @cached_property
+    def extremes(self) -> tuple[Tensor, Tensor]:
+        """`(B,)` twice: the least and the largest value of `resized`."""
+        return self.resized.amin((1, 2)), self.resized.amax((1, 2))
+
+    @cached_property
     def best(self) -> Tensor:
         """`(B, S, S)` bool: the pixels at the map's maximum; more than one where it is flat."""
-        return _compare(self.resized, self.resized.amax((1, 2)), np.equal)
+        return _compare(self.resized, self.extremes[1], np.equal)
 
     @cached_property
     def foreground(self) -> Tensor:
@@ -105,7 +114,7 @@ class Maps:
 
     def repeat(self, count: int) -> "Maps":
         """One map for `count` clips, without copies; it is normalised and cut once."""
-        many = Maps(self.resized.expand(count, -1, -1), self.bounds, self._protocol)
+        many = Maps(self.resized.expand(count, -1, -1), self.bounds, self._protocol, negated=self.negated)
         for name in ("absolute", "scaled", "best", "foreground"):
             many.__dict__[name] = getattr(self, name).expand(count, -1, -1)
         return many
@@ -115,18 +124,21 @@ class Maps:
 class TruthMaps:
     """The truth of B clips as a protocol draws it.
 
-    levels: `(B, S, S)` int16, 0 to 256: how far the annotators agree that the sound is there, in steps of 1/256.
-    crisp: all levels are 0 or 256. clips: as stored.
+    covered: `(B, S, S)` bool: where anybody says that the sound is. fractions: `(B, S, S)` int16, 0 to 256, how far the
+    annotators agree, in steps of 1/256; None where all agree on every covered pixel. clips: as stored.
+    odd_boxes, flat_boxes: `(B,)` how many boxes have a coordinate more than a picture away from it, or cover no pixel.
     """
 
-    levels: Tensor
-    crisp: bool
+    covered: Tensor
+    fractions: Tensor | None
     clips: Sequence[Truth]
+    odd_boxes: np.ndarray
+    flat_boxes: np.ndarray
 
     @cached_property
-    def covered(self) -> Tensor:
-        """`(B, S, S)` bool: where anybody says that the sound is."""
-        return self.levels > 0
+    def levels(self) -> Tensor:
+        """`(B, S, S)` int16: the agreement, in steps of 1/256."""
+        return self.covered.short() * STEPS if self.fractions is None else self.fractions
 
     @cached_property
     def weights(self) -> Tensor:
@@ -141,13 +153,28 @@ class TruthMaps:
     @cached_property
     def area(self) -> Tensor:
         """`(B,)` float64: sum of the weights, in pixels."""
-        if self.crisp:
+        if self.fractions is None:
             return self.covered_px.double()
-        return self.levels.sum((1, 2), dtype=torch.int64).double() / STEPS
+        return self.fractions.sum((1, 2), dtype=torch.int64).double() / STEPS
+
+    def hit(self, foreground: Tensor) -> Tensor:
+        """`(B,)` float64: sum of the weights under a foreground (B, S, S) bool, in pixels."""
+        if self.fractions is None:
+            return overlap(foreground, self.covered).double()
+        return (self.fractions * foreground).sum((1, 2), dtype=torch.int64).double() / STEPS
 
     def part(self, chosen: slice) -> "TruthMaps":
         """The truth of some of the clips."""
-        return TruthMaps(self.levels[chosen], self.crisp, self.clips[chosen])
+        some = TruthMaps(
+            self.covered[chosen],
+            None if self.fractions is None else self.fractions[chosen],
+            self.clips[chosen],
+            self.odd_boxes[chosen],
+            self.flat_boxes[chosen],
+        )
+        for name in ("covered_px", "area"):
+            some.__dict__[name] = getattr(self, name)[chosen]
+        return some
 
 
 class ProtocolConfig(ComponentConfig):
@@ -172,7 +199,7 @@ class Protocol(ABC):
     normalisation: ClassVar[Literal["own range", "bounds", "none"]] = "own range"
     """own range: each map to 0 .. 1 (a constant one as it is); bounds: between the range that the method can take."""
     negated: ClassVar[bool] = False
-    """1 - normalised(-map) instead of normalised(map): the same but for rounding."""
+    """1 - normalised(-map) instead of normalised(map), the same but for rounding; not for priors and mixtures."""
     strict: ClassVar[bool]
     """True: foreground is above the threshold. False: above or at it."""
     rule: str
@@ -200,7 +227,7 @@ class Protocol(ABC):
 
     def prepare(self, native: Tensor, bounds: tuple[float, float] = (0.0, 1.0), *, prior: bool = False) -> Maps:
         """Maps `(B, h, w)` of any resolution and float type, resized clip by clip."""
-        return Maps(self.resize(native.float(), prior=prior), bounds, self)
+        return Maps(self.resize(native.float(), prior=prior), bounds, self, negated=self.negated and not prior)
 
     def resize(self, native: Tensor, *, prior: bool = False) -> Tensor:
         """`(B, h, w)` to `(B, S, S)`."""
@@ -218,7 +245,7 @@ class Protocol(ABC):
             return maps.resized
         if self.normalisation == "bounds":
             return maps.absolute
-        return 1 - full_range(-maps.resized) if self.negated else full_range(maps.resized)
+        return full_range(maps)
 
     def mix(self, shares: Mapping[str, float], maps: Mapping[str, Maps]) -> Maps:
         """The weighted sum of several maps of the same clips, each normalised first; it is then normalised again.
@@ -248,29 +275,52 @@ class Protocol(ABC):
         A box is clipped to the picture and its corners times `size_px` truncated, as the released evaluators of the
         EZ-VSL family do. A mask is resized to the nearest pixel; 255 is weight 1.
         """
-        levels = np.zeros((len(truths), self.size_px, self.size_px), np.int16)
-        crisp = [self._draw(truth, level) for truth, level in zip(truths, levels, strict=True)]
-        return TruthMaps(torch.from_numpy(levels).to(device), all(crisp), truths)
-
-    def _draw(self, truth: Truth, level: np.ndarray) -> bool:
-        """Draw into `level` (S, S), which is 0; returns whether the result is crisp."""
-        side = self.size_px
-        if truth.boxes is None:
-            if truth.mask is None:
-                return True
-            mask = torch.from_numpy(np.round(truth.mask.astype(np.float32) * (STEPS / 255)))
-            level[:] = interpolate(mask[None, None], (side, side), mode="nearest-exact")[0, 0].numpy()
-            return bool(np.isin(truth.mask, (0, 255)).all())
-        by_consensus = self._by_consensus(truth)
-        chosen = truth.boxes[:1] if self.config.truth == "first" else truth.boxes
-        for x0, y0, x1, y1 in (np.clip(chosen[:, :4], 0, 1) * side).astype(np.int64).tolist():
-            if by_consensus:
-                level[y0:y1, x0:x1] += STEPS // 2
+        shape = (len(truths), self.size_px, self.size_px)
+        covered, fractions = np.zeros(shape, bool), None
+        boxes = [truth.boxes if truth.boxes is not None else np.zeros((0, 5)) for truth in truths]
+        if self.config.truth == "first":
+            boxes = [each[:1] for each in boxes]
+        owner = np.repeat(np.arange(len(truths)), [len(each) for each in boxes])
+        given = np.concatenate(boxes)[:, :4]
+        drawn = (np.clip(given, 0, 1) * self.size_px).astype(np.int64)
+        odd = ((given < -1) | (given > 2)).any(1)
+        flat = (drawn[:, 2:] <= drawn[:, :2]).any(1)
+        by_votes = [truth.boxes is not None and self._by_consensus(truth) for truth in truths]
+        for place, (x0, y0, x1, y1) in zip(owner.tolist(), drawn.tolist(), strict=True):
+            if not by_votes[place]:
+                covered[place, y0:y1, x0:x1] = True
+        for place, truth in enumerate(truths):
+            if by_votes[place]:
+                levels = self._draw_votes(drawn[owner == place].tolist())
+            elif truth.boxes is None and truth.mask is not None:
+                levels = self._draw_mask(truth.mask)
             else:
-                level[y0:y1, x0:x1] = STEPS
-        if by_consensus:
-            np.minimum(level, STEPS, out=level)
-        return not by_consensus
+                continue
+            covered[place] = levels > 0
+            if fractions is None and not np.isin(levels, (0, STEPS)).all():
+                fractions = np.zeros(shape, np.int16)
+            if fractions is not None:
+                fractions[place] = levels
+        if fractions is not None:
+            np.copyto(fractions, STEPS, where=covered & (fractions == 0))  # those drawn before, or by union
+        return TruthMaps(
+            torch.from_numpy(covered).to(device),
+            None if fractions is None else torch.from_numpy(fractions).to(device),
+            truths,
+            np.bincount(owner, weights=odd, minlength=len(truths)),
+            np.bincount(owner, weights=flat, minlength=len(truths)),
+        )
+
+    def _draw_votes(self, corners: list[list[int]]) -> np.ndarray:
+        votes = np.zeros((self.size_px, self.size_px), np.int16)
+        for x0, y0, x1, y1 in corners:
+            votes[y0:y1, x0:x1] += STEPS // 2
+        return np.minimum(votes, STEPS)
+
+    def _draw_mask(self, mask: np.ndarray) -> np.ndarray:
+        size = (self.size_px, self.size_px)
+        levels = torch.from_numpy(np.round(mask.astype(np.float32) * (STEPS / 255)))
+        return interpolate(levels[None, None], size, mode="nearest-exact")[0, 0].numpy().astype(np.int16)
 
     def _by_consensus(self, truth: Truth) -> bool:
         if self.config.truth != "auto":
@@ -314,11 +364,14 @@ class FixedProtocol(Protocol):
         return torch.full((len(maps.scaled),), self.cut, device=maps.scaled.device)
 
 
-def full_range(maps: Tensor) -> Tensor:
-    """Each map (B, S, S) to 0 .. 1; a constant map stays as it is."""
-    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+def full_range(maps: Maps) -> Tensor:
+    """`(B, S, S)`: each map to 0 .. 1; a constant map as it is (negated: plus 1)."""
+    low, high = (each[:, None, None] for each in maps.extremes)
     varies = high > low
-    return (maps - torch.where(varies, low, 0)).div_(torch.where(varies, high - low, 1))
+    span = torch.where(varies, high - low, 1)
+    if maps.negated:  # 1 - ((-x) - (-high)) / (high - low), rounded as if written so
+        return (torch.where(varies, high, 0) - maps.resized).div_(span).neg_().add_(1)
+    return (maps.resized - torch.where(varies, low, 0)).div_(span)
 
 
 def count(mask: Tensor) -> Tensor:

@@ -30,8 +30,6 @@ FLOORS = ("centre", "ones", "random")
 CEILING = "ceiling"
 _CHUNK = 8
 """Maps that a CPU works on at once: they stay in its cache."""
-_FAR = 1.0
-"""A box whose coordinate lies more than a picture's width outside the picture is odd."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +206,8 @@ class Scorer:
         if not names:
             return scored
         if self.protocol.calibrated:
+            if self._rules:
+                raise ValueError("clips came after the threshold of the set was taken")
             on_cpu = {name: Source(each.map.cpu(), each.bounds, each.prior) for name, each in given.items()}
             if embeddings is not None:
                 embeddings = (embeddings[0].cpu(), embeddings[1].cpu())
@@ -239,7 +239,7 @@ class Scorer:
         embeddings: tuple[Tensor, Tensor] | None,
     ) -> Rows:
         """The rows of a batch of valid clips: facts, columns of every mixture, and those of the floors."""
-        device, total = truth.levels.device, len(names)
+        device, total = truth.covered.device, len(names)
         step = _CHUNK if device.type == "cpu" else total
         parts: list[dict[str, Tensor]] = []
         for first in range(0, total, step):
@@ -312,18 +312,18 @@ class Scorer:
     @torch.inference_mode()
     def _release(self, device: torch.device | str = "cpu", *, together: bool = False) -> None:
         """Score the batches that waited for a threshold; together: it follows from the clips of all ranks."""
-        if not self.protocol.calibrated or self._rules:
+        if not self.protocol.calibrated or not (self._held or together):
             return
         maxima: Rows = {}
         for held in self._held:
-            negative = [_is_negative(truth) for truth in held.truths]
-            if any(negative):
-                for source, values in self._maxima(held).items():
-                    maxima[source] = np.concatenate([maxima.get(source, np.zeros(0)), values[negative]])
-        gathered = gather_rows(maxima, device) if together else [maxima]
-        for source in (*self.mixtures, *(FLOORS if self.blind else ())):
-            key = source or "map"
-            self._rules[source] = self.protocol.at(np.concatenate([np.zeros(0), *(p[key] for p in gathered if p)]))
+            negative = np.array([_is_negative(truth) for truth in held.truths])
+            for source, values in self._maxima(held).items():
+                maxima[source] = np.concatenate([maxima.get(source, np.zeros(0)), values[negative]])
+        parts = gather_rows(maxima, device) if together else [maxima]
+        if not parts:
+            return
+        for source in parts[0]:
+            self._rules[source] = self.protocol.at(np.concatenate([part[source] for part in parts]))
         held_batches, self._held = self._held, []
         for held in held_batches:
             truth = self.protocol.rasterise(held.truths)
@@ -331,14 +331,15 @@ class Scorer:
 
     def _maxima(self, held: _Held) -> dict[str, np.ndarray]:
         """The largest value of every map, `(n,)` each: of the method's own before it is resized, as released."""
-        found = {"map": held.sources["map"].map}
-        whole = slice(0, len(held.names))
+        native, whole = held.sources["map"].map, slice(0, len(held.names))
+        found = {"": native}
         for variant, shares in self.mixtures.items():
             if variant:
                 found[variant] = self._mix(self.protocol, shares, held.sources, whole, {}).resized
         if self.blind:
-            for source in FLOORS:
-                found[source] = self._blind_maps(source, held.names, held.sources["map"].map, self.protocol).resized
+            same = {source: _constant(source, self.protocol.size_px) for source in FLOORS if source != "random"}
+            found |= {source: drawn.expand(len(native), -1, -1) for source, drawn in same.items()}
+            found["random"] = random_maps(held.names, *native.shape[1:])
         return {name: maps.flatten(1).amax(1).double().numpy() for name, maps in found.items()}
 
     def extend(self, rows: Rows) -> None:
@@ -647,21 +648,14 @@ def _check_finite(names: Sequence[str], maps: Tensor, source: str) -> None:
 
 def _facts(names: Sequence[str], truths: Sequence[Truth], truth: TruthMaps, protocol: Protocol) -> Rows:
     """The columns that are the same for every map."""
-    odd, flat = np.zeros(len(names)), np.zeros(len(names))
-    for place, item in enumerate(truths):
-        if item.boxes is not None and len(item.boxes):
-            corners = item.boxes[:, :4]
-            odd[place] = ((corners < -_FAR) | (corners > 1 + _FAR)).any(1).sum()
-            x0, y0, x1, y1 = (np.clip(corners, 0, 1) * protocol.size_px).astype(np.int64).T
-            flat[place] = ((x1 <= x0) | (y1 <= y0)).sum()
     return {
         "clip_id": np.array(names, dtype=np.str_),
         "label": np.array([item.label or "" for item in truths], dtype=np.str_),
         "group": np.array([item.group or "" for item in truths], dtype=np.str_),
         "truth_area": truth.area.cpu().numpy() / protocol.size_px**2,
         "negative": np.array([float(_is_negative(item)) for item in truths]),
-        "odd_boxes": odd,
-        "flat_boxes": flat,
+        "odd_boxes": truth.odd_boxes,
+        "flat_boxes": truth.flat_boxes,
     }
 
 
@@ -707,6 +701,7 @@ def _variant_rows(rows: Rows, variant: str) -> Rows:
 
 
 def _constant(source: str, side: int) -> Tensor:
+    """`(1, side, side)`: the blind map of every clip."""
     return centred_gaussian(side) if source == "centre" else torch.ones(1, side, side)
 
 

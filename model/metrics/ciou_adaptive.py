@@ -25,7 +25,7 @@ class CiouAdaptive(Metric):
     columns = ("ciou_adaptive",)
 
     def per_clip(self, maps: Maps, truth: TruthMaps, protocol: Protocol) -> dict[str, Tensor]:
-        pixels = truth.levels[0].numel()
+        pixels = truth.covered[0].numel()
         wanted = torch.where(truth.covered_px > 0, truth.covered_px, pixels // 2)
         foreground = maps.above(maps.ranked(pixels - wanted), strict=True)
         return {"ciou_adaptive": consensus_iou(foreground, truth)}

@@ -32,7 +32,7 @@ class Miou(Metric):
     def per_clip(self, maps: Maps, truth: TruthMaps, protocol: Protocol) -> dict[str, Tensor]:
         foreground = maps.foreground
         pixels = foreground[0].numel()
-        hit = (truth.levels * foreground).sum((1, 2), dtype=torch.int64).double() / STEPS
+        hit = truth.hit(foreground)
         union = truth.area + count(foreground) - hit
         left_empty = (pixels - count(foreground)).double() / pixels
         iou = torch.where(truth.covered_px > 0, hit / union.clamp_min(1 / STEPS), left_empty)
