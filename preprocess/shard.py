@@ -33,9 +33,9 @@ from preprocess.task import SHARD, Report, ShardTask
 _LIBRARIES = (av, cv2, lmdb, numpy, PIL, torch, torchaudio)
 
 _RECORDS_PER_TRANSACTION = 256
-_BYTES_PER_TRANSACTION = 64 * 2**20  # bounds what a transaction that must be repeated holds in memory
+_BYTES_PER_TRANSACTION = 16 * 2**20  # memory for more is mapped anew each time, which costs more than syncing oftener
 _MAP_BYTES = 64 * 2**20  # first size of the map; it doubles when it is full
-_RECORDS_READ_BACK = 256
+_RECORDS_READ_BACK = 64
 
 
 def write_shard(task: ShardTask, report: Report) -> None:
