@@ -34,33 +34,32 @@ class AnnotatedSet(Layout):
         # By whole names: an id here may look like one of a video with its seconds.
         pictures = self._stems(folder_of(self, *PICTURE_FOLDERS), PICTURES)
         sounds = self._stems(folder_of(self, *SOUND_FOLDERS), SOUNDS)
-        masks = self._stems(folder_of(self, *MASK_FOLDERS), PICTURES) if self.config.truth == "masks" else {}
+        masked = self.config.truth == "masks"
+        masks = self._stems(folder_of(self, *MASK_FOLDERS), PICTURES) if masked else {}
         clips = []
         for row in rows:
             clip_id = check_id(stem(row.image), row.image)
-            image, audio, mask = pictures.get(clip_id), sounds.get(stem(row.audio)), masks.get(clip_id)
-            absent = [
-                name
-                for name, path in ((row.image, image), (row.audio, audio), (f"mask {clip_id}", mask or not masks))
-                if not path
-            ]
+            files = {row.image: pictures.get(clip_id), row.audio: sounds.get(stem(row.audio))}
+            if masked:
+                files[f"mask of {clip_id}"] = masks.get(clip_id)
+            absent = [name for name, path in files.items() if path is None]
             if absent:
                 self.left_out.append(LeftOut(clip_id, self.split, "missing", ", ".join(absent)))
                 continue
-            if row.box is None and not masks:
-                raise UserError(f"{self._list()} lists masks, not boxes; name the list of boxes, or take --truth masks")
+            if row.box is None and not masked:
+                raise UserError(f"{self._list()} lists masks, not boxes: name the list of boxes, or take --truth masks")
             clips.append(
                 SourceClip(
                     clip_id=clip_id,
                     split=self.split,
                     label=self.label(clip_id),
                     group=clip_id.rpartition("_")[0],
-                    image=image,
-                    audio=audio,
-                    boxes=[row.box] if row.box is not None and not masks else None,
+                    image=pictures[clip_id],
+                    audio=sounds[stem(row.audio)],
+                    boxes=[row.box] if row.box is not None and not masked else None,
                     as_published=True,
-                    mask=mask,
-                    mask_above=None if mask is None else JPEG_MIDDLE,
+                    mask=masks.get(clip_id),
+                    mask_above=JPEG_MIDDLE if masked else None,
                 )
             )
         if not clips:
