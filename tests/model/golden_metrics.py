@@ -55,12 +55,14 @@ def centres(clips: list, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     return (first[:, 0] + first[:, 2]) / 2, (first[:, 1] + first[:, 3]) / 2
 
 
-def blobs(seed: int, cx: object, cy: object, h: int, s: float = 0.28, noise: float = 0.25) -> np.ndarray:
+def blobs(
+    seed: int, cx: object, cy: object, h: int, s: float = 0.28, noise: float = 0.25, count: int = N
+) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    cx, cy = np.broadcast_to(np.asarray(cx, np.float64), N), np.broadcast_to(np.asarray(cy, np.float64), N)
+    cx, cy = (np.broadcast_to(np.asarray(each, np.float64), count) for each in (cx, cy))
     g = (np.arange(h) + 0.5) / h
     x, y = g[None, None, :] - cx[:, None, None], g[None, :, None] - cy[:, None, None]
-    return (np.exp(-(x**2 + y**2) / (2 * s**2)) + noise * rng.standard_normal((N, h, h))).astype(np.float32)
+    return (np.exp(-(x**2 + y**2) / (2 * s**2)) + noise * rng.standard_normal((count, h, h))).astype(np.float32)
 
 
 @cache
@@ -101,3 +103,40 @@ def case(name: str) -> tuple[dict[str, Tensor], list[Truth], list]:
         "LO14": blobs(seed + 2, cx, cy, 14),
     }
     return {key: from_numpy(value) for key, value in maps.items()}, [Truth(boxes=row) for row in rows], boxes
+
+
+def truth_of(boxes: list[list[float]], **facts: object) -> Truth:
+    rows = np.array([[*box, 0] for box in boxes], np.float64).reshape(-1, 5)
+    return Truth(boxes=rows, **facts)  # type: ignore[arg-type]
+
+
+@cache
+def extended_case() -> tuple[Tensor, Tensor, list[Truth]]:
+    """SLAVC's: 200 maps between -1 / 0.03 and 1 / 0.03, object priors, and truth; 77 clips have a negative sound."""
+    negative = np.random.default_rng(301).random(200) < 0.4
+    boxes = drawn_boxes(304, 200)
+    bump = blobs(302, *centres(boxes), 7, count=200)
+    maps = (np.tanh(bump * np.where(negative, 0.35, 1)[:, None, None] - 0.3) / 0.03).astype(np.float32)
+    priors = 2 * np.abs(blobs(303, 0.5, 0.5, 7, count=200))
+    sums = read_json("input_checksums.json")
+    assert [checksum(each) for each in (maps, priors, negative)] == [sums[key] for key in ("SL_float32", "SO", "neg")]
+    truths = [
+        Truth(extra={"negative": True}) if nothing else truth_of(each)
+        for nothing, each in zip(negative, boxes, strict=True)
+    ]
+    return from_numpy(maps), from_numpy(priors), truths
+
+
+@cache
+def frames_case() -> tuple[Tensor, list[Truth]]:
+    """AVSBench's: 20 maps of logits, 14 x 14, and masks of 224 x 224 pixels, of which two are empty."""
+    boxes = drawn_boxes(402, 20)
+    logits = (6 * blobs(401, *centres(boxes), 14, count=20) - 2).astype(np.float32)
+    truths = []
+    for number, clip in enumerate(boxes):
+        mask = np.zeros((224, 224), np.uint8)
+        for box in clip if number not in (3, 11) else ():
+            x0, y0, x1, y1 = (np.clip(box, 0, 1) * 224).astype(int)
+            mask[y0:y1, x0:x1] = 255
+        truths.append(Truth(mask=mask))
+    return from_numpy(logits), truths
