@@ -1,6 +1,7 @@
 """What frozen encoders make of the pictures and sounds of a store: one vector a clip."""
 
 import pickle
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,8 @@ def embeddings(
     """`(n, d)` float32, a row for each clip of the store, and what `neighbours.json` says of the encoder.
 
     kind: "image" or "audio". encoder: a file of embeddings (`.npy`, a row a clip in the order of the sorted clip ids),
-    a TorchScript file (`.pt`, `.pth`, `.ts`; it is code, so trust it), or a name with a file of weights: a classifier of
-    torchvision without its last linear layer, or a pipeline of torchaudio such as WAV2VEC2_BASE, averaged over time.
+    TorchScript file (`.pt`, `.pth`, `.ts`; it is code, so trust it), or a name with a file of weights: a classifier
+    of torchvision without its last linear layer, or a pipeline of torchaudio such as WAV2VEC2_BASE, averaged over time.
     Pictures come as (B, 3, 224, 224) with ImageNet's mean and deviation, sounds as (B, n) in [-1, 1]: the middle 10 s
     at `rate_hz` or the pipeline's own rate; a shorter one is repeated. report: called with so many clips done.
     Raises: UserError if the encoder or its weights are not there or do not fit.
@@ -89,7 +90,11 @@ def _scripted(path: Path) -> nn.Module:
     if not path.is_file():
         raise UserError(f"no file {path}")
     try:
-        return torch.jit.load(str(path), map_location="cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # torch prefers export; such files are there all the same
+            return torch.jit.load(str(path), map_location="cpu")
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"{path} is no TorchScript file ({str(error).splitlines()[0]}). A state dict is given as weights: "
