@@ -32,7 +32,7 @@ def find_files(root: Path, folder: str, suffixes: tuple[str, ...], *, deep: bool
         if entry.is_symlink():
             inside(root, path, str(root / (folder or ".")))
         if entry.is_dir():
-            # A linked folder may lead back up; the files behind it are named by the folder itself.
+            # A link leads to files of INPUT, which are found at their own place, or back up in a circle.
             if deep and not entry.is_symlink():
                 yield from find_files(root, path, suffixes, deep=True)
         elif entry.name.lower().endswith(suffixes):

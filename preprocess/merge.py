@@ -14,6 +14,7 @@ from configs.errors import UserError
 from pipeline.store import DATA, INDEX, STORE_FORMAT, read_manifest
 from preprocess.files import json_bytes, sync_folder, write_bytes
 from preprocess.quality import QUALITY
+from preprocess.selection import joined, read_left_out, write_left_out
 from preprocess.task import PLAN
 from preprocess.writer import contents, read_refused, write_manifest, write_refused
 
@@ -43,7 +44,8 @@ def merge(out: Path, stores: Sequence[Path], *, dataset: str | None = None, copy
         raise UserError(f"{out} is there already; name a new or an empty folder")
     manifests = [read_manifest(store) for store in stores]
     _check_same(stores, manifests)
-    ids = _check_ids(stores, manifests)
+    splits = _check_ids(stores, manifests)
+    ids = {clip_id for names in splits.values() for clip_id in names}
     refused: dict[str, list[str]] = {}
     for store in stores:
         for row in read_refused(store):
@@ -64,7 +66,8 @@ def merge(out: Path, stores: Sequence[Path], *, dataset: str | None = None, copy
         if temporary.exists():
             shutil.rmtree(temporary)  # of a merge that was killed
         temporary.mkdir(parents=True)
-        _write(temporary, stores, manifests, sorted(refused.values()), dataset, copy, merged)
+        about = joined(manifests, splits)
+        _write(temporary, stores, manifests, sorted(refused.values()), dataset, copy, merged, about)
         temporary.rename(out)
         sync_folder(out.parent)
     except OSError as error:
@@ -91,10 +94,11 @@ def _check_same(stores: Sequence[Path], manifests: list[dict[str, Any]]) -> None
             )
 
 
-def _check_ids(stores: Sequence[Path], manifests: list[dict[str, Any]]) -> set[str]:
-    """All clip ids. Raises: UserError if one is in two stores, or a shard is not whole."""
+def _check_ids(stores: Sequence[Path], manifests: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """The clip ids of each split. Raises: UserError if one is in two stores, or a shard is not whole."""
     of_store: dict[str, int] = {}
     twice: dict[str, tuple[int, int]] = {}
+    splits: dict[str, list[str]] = {}
     for number, (store, manifest) in enumerate(zip(stores, manifests)):
         for shard in manifest["shards"]:
             try:
@@ -104,7 +108,9 @@ def _check_ids(stores: Sequence[Path], manifests: list[dict[str, Any]]) -> set[s
                 raise UserError(f"{store} is not whole: {error}; copy it again") from error
             if size != shard["bytes"] or hashlib.sha256(index).hexdigest() != shard["index_sha256"]:
                 raise UserError(f"{store / shard['name']} is damaged; run `python -m preprocess verify {store}`")
-            for clip_id in msgpack.unpackb(index)["clip_id"]:
+            columns = msgpack.unpackb(index)
+            for clip_id, split in zip(columns["clip_id"], columns["split"]):
+                splits.setdefault(split, []).append(clip_id)
                 if of_store.setdefault(clip_id, number) != number:
                     twice[clip_id] = (of_store[clip_id], number)
     if twice:
@@ -113,7 +119,7 @@ def _check_ids(stores: Sequence[Path], manifests: list[dict[str, Any]]) -> set[s
         raise UserError(
             f"{len(twice)} clips are in more than one store: {', '.join(named)}{more}. Pack one of them without these"
         )
-    return set(of_store)
+    return splits
 
 
 def _write(
@@ -124,6 +130,7 @@ def _write(
     dataset: str | None,
     copy: bool,
     merged: Merged,
+    about: dict[str, Any],
 ) -> None:
     shards: list[dict[str, Any]] = []
     for store, manifest in zip(stores, manifests):
@@ -145,6 +152,9 @@ def _write(
     plan = {"format": STORE_FORMAT, "version": manifests[0]["version"], "merged": parts}
     write_bytes(out / PLAN, json_bytes(plan))
     write_refused(out, refused)
+    left_out = [row for store in stores for row in read_left_out(store)]
+    if left_out:
+        write_left_out(out, left_out)
     write_manifest(
         out,
         {
@@ -152,6 +162,7 @@ def _write(
             "dataset": dataset or "+".join(names),
             "layout": {"name": "merged", "stores": parts},
             **contents(out, shards),
+            **about,
             "plan": hashlib.sha256(json_bytes(plan)).hexdigest()[:16],
         },
     )

@@ -26,7 +26,8 @@ _SPLIT = re.compile(r"(\w+)=(.+)")
 class Selection:
     """The clips to pack and what a manifest says of them.
 
-    lists: what was asked for: split, list, id_hash, expected, found, missing, duplicates of each list. truth: split ->
+    lists: what was asked for: split, list, id_hash, expected, found, missing, and duplicates (ids that the list
+    repeats) of each list, or of each split of the layout where there is no list. truth: split ->
     clips with boxes, with masks, with nothing; boxes outside of the picture and without area; clips whose truth is
     empty. leaks: split -> test set -> its size and how many of its clips are in the split by id and by source.
     """
@@ -110,6 +111,31 @@ def write_left_out(store: Path, rows: Sequence[LeftOut]) -> Path:
         writer.writerows((row.clip_id, row.split, row.reason, row.detail) for row in rows)
     temporary.replace(path)
     return path
+
+
+def read_left_out(store: Path) -> list[LeftOut]:
+    """The rows of `left_out.csv`; none if there is no such file."""
+    path = store / LEFT_OUT_FILE
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [LeftOut(*row) for row in csv.reader(file)][1:]
+
+
+def joined(manifests: Sequence[dict[str, Any]], ids: dict[str, list[str]]) -> dict[str, Any]:
+    """What the manifest of a store made of others says as `Selection.about` does. ids: those of each of its splits."""
+    truth: dict[str, Counter[str]] = {}
+    left_out: Counter[str] = Counter()
+    for manifest in manifests:
+        left_out.update(manifest.get("left_out", {}))
+        for split, counts in manifest.get("truth", {}).items():
+            truth.setdefault(split, Counter()).update(counts)
+    return {
+        "lists": [item for manifest in manifests for item in manifest.get("lists", [])],
+        "truth": {split: dict(counts) for split, counts in sorted(truth.items())},
+        "leaks": {split: leaks(names) for split, names in sorted(ids.items()) if not is_test_split(split)},
+        "left_out": dict(sorted(left_out.items())),
+    }
 
 
 def _whole(layout: Layout, clips: list[SourceClip]) -> Selection:

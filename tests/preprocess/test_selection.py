@@ -197,6 +197,22 @@ def test_boxes_outside_and_without_area():
     )
 
 
+def test_merging_keeps_what_is_known(tmp_path: Path):
+    stores = []
+    for number, options in enumerate((["--list", "vggss_test"], ["--list", "vggsound_144k_clean"])):
+        make_clip(tmp_path / str(number) / f"{(TEST, TRAIN)[number][0]}.mp4", seconds=5.5, width=64, height=64)
+        stores.append(tmp_path / f"store{number}")
+        folders = [str(tmp_path / str(number)), str(stores[-1])]
+        assert main(["pack", "vggsound", *folders, *options, "--workers", "0", "--frontend", "none"]) == 0
+    assert main(["merge", str(tmp_path / "both"), *map(str, stores)]) == 0
+    manifest = json.loads((tmp_path / "both" / "manifest.json").read_text())
+    assert [(item["split"], item["found"]) for item in manifest["lists"]] == [("vggss_test", 1), ("train", 1)]
+    assert manifest["truth"]["vggss_test"]["with_boxes"] == 1
+    assert manifest["leaks"]["train"]["vggss_test"]["by_id"] == 0
+    assert manifest["left_out"] == {"missing": 5157 + 140290}
+    assert len((tmp_path / "both" / "left_out.csv").read_text().splitlines()) == 1 + 5157 + 140290
+
+
 def test_a_packed_list_as_a_person_sees_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     harp, broken, other = "6zlMP_kQ_-w_000030", BROKEN, TRAIN[0]
     for clip_id in (harp, broken, other):
