@@ -1,4 +1,5 @@
-"""Train any method on any store: `python train.py CONFIG [key=value ...] [--resume]`.
+"""Train any method on any store: `python train.py CONFIG [key=value ...] [--resume]`; on N GPUs of a machine
+`torchrun --nproc-per-node N train.py ...`.
 
 The loop: build, restore, step, log, evaluate, save. It names no method, data set, loss or metric.
 """
@@ -24,25 +25,25 @@ from model.checkpoint import (
     capture_rng,
     list_checkpoints,
     load_checkpoint,
-    refuse_not_finite,
-    restore_model,
-    restore_rng,
+    refuse_other_steps,
+    restore_parts,
     save_checkpoint,
 )
+from model.distributed import Ranks, keep_negatives_apart, with_synced_batchnorm
 from model.honesty import TRAIN_IDS, pack_ids
 from model.optim import build_optimizer, learning_rate, set_learning_rate
 from model.running_loss import RunningLoss
 from pipeline.loader import Loader, build_loader
-from pipeline.store import Store, id_hash
+from pipeline.store import training_list
 
 console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)  # a log file has no width of its own
 
 FREE_ON_RESUME = (
     *("out", "evaluate", "data.loader", "data.store", "train.device", "train.max_steps", "train.cpu_threads"),
-    *("train.log_every_steps", "train.keep_checkpoints", "train.checkpoint_every_steps"),
+    *("train.log_every_steps", "train.keep_checkpoints", "train.checkpoint_every_steps", "data.batch_size"),
 )
-"""What may differ when a run goes on. Another loader, store, device or number of threads feeds the same clips with the
-same draws and moves the weights by rounding only; a store with another training list is refused."""
+"""What may differ when a run goes on. Another loader, store, device, or number of threads or processes feeds the same
+clips with the same draws and moves the weights by rounding only; another training list or step size is refused."""
 
 
 def main(argv: list[str]) -> int:
@@ -56,16 +57,22 @@ def main(argv: list[str]) -> int:
         keep_freed_memory()
     if config.train.cpu_threads:
         torch.set_num_threads(config.train.cpu_threads)
-    with Training(config, device, resume=resume) as training:
-        return training.run()
+    ranks = Ranks(device)
+    console.quiet = not ranks.main
+    keep_negatives_apart(config.train.negatives == "shard")
+    try:
+        with Training(config, device, ranks, resume=resume) as training:
+            return training.run()
+    finally:
+        ranks.leave()
 
 
 class Training:
     """One run: what it is made of, and where it stands."""
 
-    def __init__(self, config: RunConfig, device: torch.device, *, resume: bool) -> None:
+    def __init__(self, config: RunConfig, device: torch.device, ranks: Ranks, *, resume: bool) -> None:
         assert config.out is not None
-        self.config, self.device, self.resume = config, device, resume
+        self.config, self.device, self.ranks, self.resume = config, device, ranks, resume
         torch.manual_seed(config.seed)
         found = list_checkpoints(config.out / "checkpoints") if resume else []
         checkpoint = load_checkpoint(found[-1]) if found else None
@@ -73,9 +80,12 @@ class Training:
             refuse_other_config(config, checkpoint.config, free=FREE_ON_RESUME, where=found[-1])
         self.objective = build_objective(without_initial_weights(config.model) if checkpoint else config.model)
         self.model = self.objective.model
+        if ranks.rank:  # the weights are drawn; dropout must differ from rank to rank
+            torch.manual_seed(config.seed ^ (ranks.rank << 48))
         self.loader: Loader = build_loader(
-            config.data, self.model.inputs, config.data.train_split, train=True, seed=config.seed, device=device
-        )
+            config.data, self.model.inputs, config.data.train_split,
+            train=True, seed=config.seed, rank=ranks.rank, world_size=ranks.size, device=device,
+        )  # fmt: skip
         try:
             self.set_up(checkpoint, str(found[-1]) if found else "")
         except BaseException:
@@ -91,34 +101,31 @@ class Training:
                 f"split '{config.data.train_split}' of {config.data.store} has too few clips for one step of "
                 f"{config.data.batch_size} x {config.optim.accumulate} clips; lower data.batch_size"
             )
+        self.step_clips = config.data.batch_size * config.optim.accumulate * self.ranks.size
         self.total_steps = config.train.epochs * self.steps_per_epoch
         self.last_step = min(self.total_steps, config.train.max_steps or sys.maxsize)
         self.objective.to(device)
+        if config.train.sync_batchnorm:
+            with_synced_batchnorm(self.objective, device)
         if config.train.channels_last:
             self.objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(config.optim, self.model.param_groups(), device)
-        self.forward: Any = torch.compile(self.objective, fullgraph=True) if config.train.compile else self.objective
+        objective: Any = torch.compile(self.objective, fullgraph=True) if config.train.compile else self.objective
+        self.forward = self.ranks.wrap(objective)
         self.step, self.history = 0, []
-        self.loss = RunningLoss()
+        self.loss = RunningLoss(self.ranks.mean)
         self.unscored: dict[str, Any] | None = None  # row of an epoch whose scores are still to come
-        self.facts, train_ids = gather_facts(config)
+        list_facts, train_ids = training_list(config.data.store, config.data.train_split)
+        self.facts = environment() | list_facts | {"ranks": self.ranks.size, "step_clips": self.step_clips}
         self.packed_ids = pack_ids(train_ids)
         if checkpoint:
             self.restore(checkpoint, where)
-        self.record = RunRecord(config, self.facts, resume=self.resume, step=self.step)
+        self.record = RunRecord(config, self.facts, resume=self.resume, step=self.step, writes=self.ranks.main)
         self.stop_signal: int | None = None
 
     def restore(self, checkpoint: Checkpoint, where: str) -> None:
-        was, now = checkpoint.record.get("train_id_hash"), self.facts.get("train_id_hash")
-        if was != now:
-            raise UserError(
-                f"{where} was trained on the list {was}, split '{self.config.data.train_split}' of "
-                f"{self.config.data.store} is the list {now}: a run goes on with its own clips only"
-            )
-        restore_model(self.model, checkpoint.model, where)
-        self.optimizer.load_state_dict(checkpoint.optimizer)
-        self.loader.load_state_dict(checkpoint.loader)
-        restore_rng(checkpoint.rng)
+        refuse_other_steps(checkpoint.record, self.facts, where)
+        restore_parts(checkpoint, where, self.model, self.optimizer, self.loader, self.ranks)
         self.step, self.history = checkpoint.step, checkpoint.history
         self.loss.epoch = list(checkpoint.record["epoch_loss"])
         self.unscored = checkpoint.record["unscored"]
@@ -140,6 +147,12 @@ class Training:
             raise KeyboardInterrupt  # asked twice: leave at once
         self.stop_signal = number
 
+    def stopping(self) -> bool:
+        """Whether a rank was asked to stop; then all of them do after the same step."""
+        if self.ranks.any(self.stop_signal is not None) and self.stop_signal is None:
+            self.stop_signal = signal.SIGTERM
+        return self.stop_signal is not None
+
     @property
     def progress(self) -> Progress:
         return Progress(step=self.step, epoch=self.step / self.steps_per_epoch, total_steps=self.total_steps)
@@ -149,7 +162,7 @@ class Training:
         parameters = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
         console.print(
             f"{config.model.name}: {parameters / 1e6:.1f} M trainable parameters, {self.total_steps} steps of "
-            f"{config.data.batch_size * config.optim.accumulate} clips on {self.device}, run folder {config.out}"
+            f"{self.step_clips} clips on {self.ranks.size} x {self.device}, run folder {config.out}"
         )
         if self.unscored:
             self.score_epoch()
@@ -158,7 +171,7 @@ class Training:
             return 0
         if self.step and self.step < self.last_step:
             console.print(f"going on at step {self.step} of {self.total_steps}")
-        while self.step < self.last_step and self.stop_signal is None:
+        while self.step < self.last_step and not self.stopping():
             before = self.step
             self.train_epoch()
             if self.step == self.last_step or (self.step > before and self.step % self.steps_per_epoch == 0):
@@ -180,17 +193,18 @@ class Training:
         every = config.train.checkpoint_every_steps
         batches = iter(self.loader)
         boundary = (self.step // self.steps_per_epoch + 1) * self.steps_per_epoch
-        while self.step < min(boundary, self.last_step) and self.stop_signal is None:
+        while self.step < min(boundary, self.last_step) and not self.stopping():
             set_learning_rate(self.optimizer, learning_rate(config.optim, self.step, self.total_steps))
             weights = self.objective.weights_at(self.progress, self.device)
             self.model.before_step(self.progress)
             terms: dict[str, torch.Tensor] = {}
-            for _ in range(accumulate):
+            for part in range(accumulate):
                 with clock.waiting():
                     batch = next(batches)
-                with autocast(config, self.device):
-                    losses = self.forward(batch, weights)
-                (losses.total / accumulate).backward()
+                with self.ranks.averaging(self.forward, now=part == accumulate - 1):
+                    with autocast(config, self.device):
+                        losses = self.forward(batch, weights)
+                    (losses.total / accumulate).backward()
                 self.loss.add(batch.clip_id, losses.total)
                 terms = losses.terms
             if config.optim.clip_norm:
@@ -199,7 +213,7 @@ class Training:
             self.optimizer.zero_grad(set_to_none=True)
             self.model.after_step(self.progress)
             self.step += 1
-            clock.step(accumulate * config.data.batch_size)
+            clock.step(self.step_clips)
             if self.step % config.train.log_every_steps == 0 or self.step in (1, self.last_step):
                 self.log_interval(clock, terms)
             if every and self.step % every == 0 and self.step < boundary:
@@ -245,10 +259,10 @@ class Training:
 
     def score_epoch(self) -> None:
         """Complete the row of the epoch that awaits its scores; a signal leaves it to --resume."""
-        row, stop = self.unscored, lambda: self.stop_signal is not None
+        row = self.unscored
         assert row is not None
         try:
-            tables = evaluate_sets(self.model, self.config, self.device, blind=False, stop=stop)
+            tables = evaluate_sets(self.model, self.config, self.device, blind=False, stop=self.stopping)
         except ScoringStopped:
             return
         for name, table in tables.items():
@@ -264,31 +278,20 @@ class Training:
 
     def save(self) -> None:
         self.loss.check(self.step, self.record.folder)
-        state = self.model.state_dict()
-        refuse_not_finite(state, self.step)
         progress = {"epoch_loss": self.loss.epoch, "unscored": self.unscored}
         progress["finished"] = self.step >= self.total_steps and not self.unscored
         checkpoint = Checkpoint(
             config=self.config,
-            model=state,
+            model=self.model.state_dict(),
             optimizer=self.optimizer.state_dict(),
             step=self.step,
             loader=self.loader.state_dict(),
-            rng=capture_rng(),
+            rng=capture_rng(self.ranks),
             record={**self.facts, TRAIN_IDS: self.packed_ids, "selection": "last epoch", **progress},
             history=self.history,
         )
-        save_checkpoint(self.record.checkpoints, checkpoint, self.config.train.keep_checkpoints)
-
-
-def gather_facts(config: RunConfig) -> tuple[dict[str, Any], list[str]]:
-    """What the record of a run says beside its config, and the ids of the training list (none without a store)."""
-    if config.data.store is None:
-        return environment(), []
-    with Store(config.data.store) as store:
-        clips = [store.index["clip_id"][number] for number in store.select(config.data.train_split)]
-        facts = {"store": str(config.data.store), "store_id_hash": store.manifest["id_hash"]}
-    return environment() | facts | {"train_clips": len(clips), "train_id_hash": id_hash(clips)}, clips
+        if self.ranks.main:
+            save_checkpoint(self.record.checkpoints, checkpoint, self.config.train.keep_checkpoints)
 
 
 if __name__ == "__main__":

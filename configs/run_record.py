@@ -64,14 +64,21 @@ def hardware() -> dict[str, Any]:
 class RunRecord:
     """A run folder: `config.yaml`, `record.json`, `log.jsonl`, `checkpoints/`, and tensorboard's files."""
 
-    def __init__(self, config: RunConfig, facts: dict[str, Any], *, resume: bool, step: int = 0) -> None:
-        """step: where the run goes on; what the log says of later steps, which will be taken again, is cut off.
+    def __init__(
+        self, config: RunConfig, facts: dict[str, Any], *, resume: bool, step: int = 0, writes: bool = True
+    ) -> None:
+        """writes: False on the ranks that leave the files to the first one.
+
+        step: where the run goes on; what the log says of later steps, which will be taken again, is cut off.
 
         Raises: UserError if the folder holds another run and `resume` is not asked for, or cannot be written.
         """
         assert config.out is not None
         self.folder = config.out
         self.checkpoints = self.folder / "checkpoints"
+        self._writes = writes
+        if not writes:
+            return
         if not resume and (self.folder / "config.yaml").exists():
             raise UserError(
                 f"{self.folder} holds a run already. Go on with it: --resume. Start another: out=NEW_FOLDER. "
@@ -100,6 +107,8 @@ class RunRecord:
 
     def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """One line of the log, and its numbers as curves named `kind/key`."""
+        if not self._writes:
+            return
         self._log.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self._log.flush()
         for key, value in values.items():
@@ -107,6 +116,8 @@ class RunRecord:
                 self._board.add_scalar(f"{kind}/{key}", value, step)
 
     def close(self) -> None:
+        if not self._writes:
+            return
         self._log.close()
         self._board.close()
 

@@ -161,7 +161,7 @@ class AudioConfig(Config):
 class DataConfig(Config):
     store: Path | None = Field(default=None, description="folder written by `python -m preprocess pack`")
     train_split: str = "train"
-    batch_size: int = Field(default=128, ge=1, description="clips a step on this rank")
+    batch_size: int = Field(default=128, ge=1, description="clips a step on each rank")
     image: ImageConfig = ImageConfig()
     audio: AudioConfig = Field(default_factory=lambda: AudioConfig.model_validate({"frontend": "ez_vsl"}))
     augment: named_parts("pipeline.augment") = {}  # type: ignore[valid-type]
@@ -188,6 +188,10 @@ class TrainConfig(Config):
     max_steps: int | None = Field(default=None, ge=1, description="stop early after so many optimizer steps")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
+    negatives: Literal["global", "shard"] = Field(
+        default="global", description="on several GPUs: all ranks' clips, or as published each rank's own"
+    )
+    sync_batchnorm: bool = Field(default=False, description="BatchNorm over the clips of all GPUs")
     channels_last: bool = True
     compile: bool = False
     log_every_steps: int = Field(default=10, ge=1)

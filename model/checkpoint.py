@@ -11,10 +11,11 @@ import torch
 from configs.errors import UserError
 from configs.load import as_mapping, check
 from configs.schema import RunConfig
+from model.distributed import Ranks
 from model.weights import read_tensors
 
 FORMAT = "whence-checkpoint"
-VERSION = 1
+VERSION = 2
 _NAME = re.compile(r"step-(\d{8})\.pt")
 
 
@@ -36,17 +37,20 @@ class Checkpoint:
     history: list[dict[str, Any]]
 
 
-def capture_rng() -> dict[str, Any]:
-    """The state of torch's generators: dropout draws from them; data draws need none (`pipeline.sampler`)."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+def capture_rng(ranks: Ranks | None = None) -> dict[str, list[torch.Tensor]]:
+    """The state of torch's generators on every rank. Dropout draws from them; data needs none (`pipeline.sampler`)."""
+    each = ranks.each if ranks else lambda state: [state]
+    cuda = each(torch.cuda.get_rng_state()) if torch.cuda.is_available() else []
+    return {"cpu": each(torch.get_rng_state()), "cuda": cuda}
 
 
-def restore_rng(state: dict[str, Any]) -> None:
-    """Set torch's generators to a captured state, as far as this machine has them."""
-    torch.set_rng_state(state["cpu"])
-    for index, value in enumerate(state["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(value, index)
+def restore_rng(state: dict[str, list[torch.Tensor]], ranks: Ranks | None = None) -> None:
+    """Set torch's generators to what was captured on this rank; a rank that was not there keeps its own."""
+    rank = ranks.rank if ranks else 0
+    if rank < len(state["cpu"]):
+        torch.set_rng_state(state["cpu"][rank])
+    if rank < len(state["cuda"]) and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"][rank])
 
 
 def write_atomically(path: Path, write: Any) -> None:
@@ -74,7 +78,11 @@ def write_atomically(path: Path, write: Any) -> None:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write `folder/step-<step>.pt` and remove all but the newest `keep`. Raises: UserError as `write_atomically`."""
+    """Write `folder/step-<step>.pt` and remove all but the newest `keep`.
+
+    Raises: UserError as `write_atomically`, and if a weight is NaN or infinite.
+    """
+    _refuse_not_finite(checkpoint.model, checkpoint.step)
     folder.mkdir(parents=True, exist_ok=True)
     values = {**vars(checkpoint), "config": as_mapping(checkpoint.config), "format": FORMAT, "version": VERSION}
     path = folder / f"step-{checkpoint.step:08d}.pt"
@@ -84,7 +92,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     return path
 
 
-def refuse_not_finite(state: dict[str, Any], step: int) -> None:
+def _refuse_not_finite(state: dict[str, Any], step: int) -> None:
     """Raises: UserError naming the tensors of a state dict that hold NaN or infinity. One wait for the device."""
     names = [name for name, value in state.items() if torch.is_tensor(value) and value.is_floating_point()]
     finite = torch.stack([state[name].isfinite().all() for name in names]).cpu()
@@ -93,6 +101,22 @@ def refuse_not_finite(state: dict[str, Any], step: int) -> None:
         raise UserError(
             f"{len(broken)} of {len(names)} tensors hold NaN or infinity after step {step} ({', '.join(broken[:3])}): "
             "they are not saved. Lower optim.lr, set optim.clip_norm, or go on from the last checkpoint with --resume"
+        )
+
+
+def refuse_other_steps(record: dict[str, Any], facts: dict[str, Any], where: str) -> None:
+    """Raises: UserError if a run would go on with other clips, or with another number of them a step."""
+    was, now = record["step_clips"], facts["step_clips"]
+    if was != now:
+        raise UserError(
+            f"{where} was trained with {was} clips a step, this run has {now}: give data.batch_size x optim.accumulate "
+            "x the number of processes the same product"
+        )
+    was, now = record.get("train_id_hash"), facts.get("train_id_hash")
+    if was != now:
+        raise UserError(
+            f"{where} was trained on the list {was}, the training split of {facts.get('store')} is the list {now}: a "
+            "run goes on with its own clips only"
         )
 
 
@@ -145,3 +169,18 @@ def restore_model(module: torch.nn.Module, state: dict[str, Any], where: str) ->
         module.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(f"{where} does not fit this method: {str(error).splitlines()[-1].strip()}") from error
+
+
+def restore_parts(
+    checkpoint: Checkpoint,
+    where: str,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loader: Any,
+    ranks: Ranks,
+) -> None:
+    """Bring the parts of a run to where the checkpoint left them. Raises: UserError as `restore_model`."""
+    restore_model(model, checkpoint.model, where)
+    optimizer.load_state_dict(checkpoint.optimizer)
+    loader.load_state_dict(checkpoint.loader)
+    restore_rng(checkpoint.rng, ranks)

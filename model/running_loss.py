@@ -1,6 +1,7 @@
 """The loss of a run as it goes: fetched from the device now and then, so that no step waits for it."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,7 +13,9 @@ from configs.errors import UserError
 class RunningLoss:
     """The batch losses of an epoch. epoch: their sum and number so far, which a checkpoint carries."""
 
-    def __init__(self) -> None:
+    def __init__(self, average: Callable[[Tensor], Tensor] = lambda values: values) -> None:
+        """average: the mean over the ranks of a tensor on the CPU."""
+        self._average = average
         self.epoch: list[float] = [0.0, 0]
         self._unchecked: list[tuple[list[str], Tensor]] = []
 
@@ -27,7 +30,7 @@ class RunningLoss:
         """
         if not self._unchecked:
             return math.nan
-        values = torch.stack([total for _, total in self._unchecked]).float().cpu().tolist()
+        values = self._average(torch.stack([total for _, total in self._unchecked]).float().cpu()).tolist()
         for (clip_ids, _), value in zip(self._unchecked, values):
             if not math.isfinite(value):
                 (folder / "not_finite.txt").write_text("\n".join(clip_ids) + "\n")

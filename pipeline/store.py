@@ -256,3 +256,16 @@ class Store:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def training_list(path: Path | None, split: str) -> tuple[dict[str, Any], list[str]]:
+    """What the record of a run says of the clips it learns from, and their ids; nothing without a store.
+
+    Raises: UserError if the store or the split is missing.
+    """
+    if path is None:
+        return {}, []
+    with Store(path) as store:
+        clip_ids = [store.index["clip_id"][number] for number in store.select(split)]
+        facts = {"store": str(path), "store_id_hash": store.manifest["id_hash"]}
+    return facts | {"train_clips": len(clip_ids), "train_id_hash": id_hash(clip_ids)}, clip_ids

@@ -239,6 +239,66 @@ def test_errors_are_one_message_without_traceback(tmp_path: Path):
     assert process.returncode == 2 and errors.startswith("error: no config") and "Traceback" not in errors
 
 
+def torchrun(ranks: int, config: Path, *arguments: str) -> subprocess.Popen:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*launcher, "train.py", str(config), *arguments],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(run, tmp_path: Path):
+    """Two gloo ranks of two clips each; frozen encoders, so that no BatchNorm looks at its own rank's clips."""
+    frozen = (
+        "model.image_encoder={name: resnet, frozen: true}",
+        "model.audio_encoder={name: resnet, frozen: true, in_channels: 1}",
+    )
+    whole = run("whole", *frozen)
+    config = tmp_path / "reference.yaml"
+
+    def two(*arguments: str) -> str:
+        process = torchrun(2, config, f"out={tmp_path / 'two'}", "data.batch_size=2", *frozen, *arguments)
+        output, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        return output
+
+    output = two("train.max_steps=3")
+    assert output.count("4 clips on 2 x cpu") == 1, "only the first rank speaks"
+    two("--resume")
+    spread = load_checkpoint(tmp_path / "two")
+    assert spread.step == whole.step and spread.record["ranks"] == 2
+    for key, value in whole.model.items():
+        torch.testing.assert_close(
+            spread.model[key], value, rtol=1e-4, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}"
+        )
+    assert spread.history[-1]["loss"] == pytest.approx(whole.history[-1]["loss"], rel=1e-4)
+    assert spread.history[-1]["test/pointing"] == pytest.approx(whole.history[-1]["test/pointing"])
+    # The last epoch once more, by one process.
+    sorted((tmp_path / "two" / "checkpoints").iterdir())[-1].unlink()
+    alone = run("two", *frozen, resume=True)
+    assert alone.step == whole.step and alone.record["ranks"] == 1
+    with pytest.raises(UserError, match="was trained with 4 clips a step, this run has 2"):
+        run("two", *frozen, "data.batch_size=2", resume=True)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_processes_stops_both(run, tmp_path: Path):
+    whole = run("whole", "train.epochs=12")
+    out = tmp_path / "two"
+    process = torchrun(2, tmp_path / "reference.yaml", f"out={out}", "data.batch_size=2", "train.epochs=12")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step "):
+            children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+            os.kill(int(children[-1]), signal.SIGTERM)
+            break
+    output, errors = process.communicate(timeout=120)
+    assert "go on with --resume" in output, errors
+    assert 0 < load_checkpoint(out).step < whole.step
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_run_goes_on(run, tmp_path: Path, packed_store: Path, number: signal.Signals):

@@ -102,7 +102,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path):
     torch.save({"weight": torch.zeros(1)}, tmp_path / "foreign.pt")
     with pytest.raises(UserError, match="not a checkpoint of this project"):
         load_checkpoint(tmp_path / "foreign.pt")
-    torch.save({"format": "whence-checkpoint", "version": 1, "step": 3}, tmp_path / "half.pt")
+    torch.save({"format": "whence-checkpoint", "version": 2, "step": 3}, tmp_path / "half.pt")
     with pytest.raises(UserError, match="missing or unknown: config, history"):
         load_checkpoint(tmp_path / "half.pt")
     path = save_checkpoint(tmp_path, checkpoint(3), keep=1)
