@@ -11,6 +11,8 @@ from torch import Tensor
 
 from configs.schema import FrontendConfig
 
+_LONG, _PIECE = 2**19, 2**18  # values of all segments of a clip; of those transformed at once
+
 
 @lru_cache(maxsize=32)
 def _window(config: FrontendConfig, device: torch.device) -> Tensor:
@@ -79,9 +81,18 @@ def log_spectrogram(waveform: Tensor, config: FrontendConfig) -> Tensor:
         lead = x.shape[:-1]
         x = torch.nn.functional.pad(x.reshape(1, -1, x.shape[-1]), (half, half), mode="reflect").reshape(*lead, -1)
     segments = x.unfold(-1, config.n_fft, config.hop)
+    if segments.ndim == 2 and segments.numel() > _LONG and x.device.type == "cpu":
+        # Piece by piece: blocks of megabytes come from the kernel, which takes twice as long as the arithmetic.
+        pieces = segments.split(max(1, _PIECE // config.n_fft))
+        return torch.cat([_log_power(piece, config) for piece in pieces])
+    return _log_power(segments, config)
+
+
+def _log_power(segments: Tensor, config: FrontendConfig) -> Tensor:
+    """`(..., T, F)` of the segments `(..., T, n_fft)`."""
     if config.remove_mean:
         segments = segments - segments.mean(-1, keepdim=True)
-    window = _scaled_window(config, x.device)  # pyright: ignore[reportArgumentType]
+    window = _scaled_window(config, segments.device)  # pyright: ignore[reportArgumentType]
     spectrum = torch.fft.rfft(segments * window)
     power = torch.addcmul(spectrum.real.square(), spectrum.imag, spectrum.imag)
     if config.scaling == "density":
@@ -89,7 +100,7 @@ def log_spectrogram(waveform: Tensor, config: FrontendConfig) -> Tensor:
         if config.n_fft % 2 == 0:
             power[..., -1] *= 0.5
     if config.mel_bins:
-        blocks = _mel_blocks(config, x.device)  # pyright: ignore[reportArgumentType]
+        blocks = _mel_blocks(config, segments.device)  # pyright: ignore[reportArgumentType]
         power = torch.cat([power[..., first:end] @ weights for first, end, weights in blocks], dim=-1)
     power = power.add_(config.floor) if config.floor_rule == "add" else power.clamp_min_(config.floor)
     return power.log_()
