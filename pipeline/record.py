@@ -263,8 +263,7 @@ def decode(value: memoryview | bytes) -> Record:
         group=fields["group"],
         annotated_s=fields["annotated_s"],
         frames=[
-            _frame(view, index, time_s, width, height)
-            for index, (time_s, width, height) in enumerate(fields["frames"])
+            _frame(view, index, time_s, width, height) for index, (time_s, width, height) in enumerate(fields["frames"])
         ],
         source=Source(**fields["source"]),
         spectrograms=spectrograms,
