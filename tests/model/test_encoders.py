@@ -10,6 +10,7 @@ import torchvision
 
 from configs.errors import UserError
 from model.encoders.efficientnet_lite0 import EfficientNetLite0
+from model.encoders.projected import Projected
 from model.encoders.resnet import ResNet
 from model.weights import load_weights, read_tensors
 
@@ -107,6 +108,19 @@ def test_lite0_rounds_sizes_up(size: int):
     net = EfficientNetLite0(EfficientNetLite0.Config(name="efficientnet_lite0", weights="none")).eval()
     with torch.inference_mode():
         assert net(torch.zeros(1, 3, size, size)).shape[-1] == -(-size // 32)
+
+
+def test_a_projection_is_trained_behind_a_frozen_encoder():
+    torch.manual_seed(0)
+    config = {"name": "projected", "channels": 24, "encoder": {"name": "resnet", "frozen": True}}
+    net = Projected(Projected.Config.model_validate(config)).train()
+    picture = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    out = net(picture)
+    assert out.shape == (2, 24, 2, 3) and net.channels == 24
+    torch.testing.assert_close(out, net.projection(net.encoder(picture)))
+    out.sum().backward()
+    trained = {name for name, value in net.named_parameters() if value.grad is not None}
+    assert trained == {"projection.weight", "projection.bias"}
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path: Path):
