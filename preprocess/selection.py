@@ -105,7 +105,8 @@ def write_left_out(store: Path, rows: Sequence[LeftOut]) -> Path:
     """Write `left_out.csv` into a store. Returns: its path."""
     path = store / LEFT_OUT_FILE
     temporary = path.with_suffix(".csv.tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
+    # File names need not be text: bytes that are none are written as escapes.
+    with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("clip_id", "split", "reason", "detail"))
         writer.writerows((row.clip_id, row.split, row.reason, row.detail) for row in rows)

@@ -4,6 +4,7 @@ import argparse
 import signal
 import sys
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from preprocess.writer import REFUSED, Packed, Stopped, default_shard_clips, pac
 _LAYOUTS = "preprocess.layouts"
 _ENGINES = "preprocess.engines"
 _SHOWN_REFUSALS = 10
+_SHOWN_LEFT_OUT = 4
 
 
 def add(commands: Any) -> None:
@@ -200,7 +202,7 @@ def _pack(options: argparse.Namespace, rest: list[str]) -> int:
     console = Console()
     if options.layout == "auto":
         options.layout, why = recognise(options.input)
-        console.print(f"recognised layout '{options.layout}': {escape(why)}")
+        console.print(f"recognised layout '{options.layout}': {_printable(why)}")
     layout = _layout(options.layout, options.input, rest)
     frontends = (
         [] if options.frontend == ["none"] else [load_frontend(name) for name in dict.fromkeys(options.frontend)]
@@ -302,6 +304,11 @@ def _flow(asked: str | None, clips: list[SourceClip]) -> str:
     return asked or ("published" if ready else "none")
 
 
+def _printable(text: str) -> str:
+    """Text for the console; bytes of a file name that are no text as escapes."""
+    return escape(text.encode("utf-8", "backslashreplace").decode())
+
+
 def _show(chosen: Selection, console: Console) -> None:
     """What will be packed, what is missing, and what a training split knows of the test sets."""
     for note in chosen.notes:
@@ -310,8 +317,10 @@ def _show(chosen: Selection, console: Console) -> None:
         counts = ", ".join(f"{item[key]:,} {key}" for key in ("expected", "found", "missing", "duplicates"))
         console.print(f"split '{item['split']}' from {item['list']}: {counts}; ids {item['id_hash']}", soft_wrap=True)
     for reason, count in chosen.about()["left_out"].items():
-        examples = ", ".join(item.clip_id for item in chosen.left_out if item.reason == reason)
-        console.print(f"left out, {reason}: {count:,} ({LEFT_OUT[reason]}): {escape(examples[:100])}", soft_wrap=True)
+        first = islice((item.clip_id for item in chosen.left_out if item.reason == reason), _SHOWN_LEFT_OUT)
+        examples = _printable(", ".join(first))
+        more = ", ..." if count > _SHOWN_LEFT_OUT else ""
+        console.print(f"left out, {reason}: {count:,} ({LEFT_OUT[reason]}): {examples}{more}", soft_wrap=True)
     for split, tests in chosen.leaks.items():
         for test, said in tests.items():
             if said["by_source"]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -221,7 +222,7 @@ def test_a_packed_list_as_a_person_sees_it(tmp_path: Path, capsys: pytest.Captur
     options = ["--list", "vggss_test", "--list", "vggsound_10k_clean", "--list", f"train={tmp_path / 'mine.txt'}"]
     (tmp_path / "mine.txt").write_text(other)
     with pytest.raises(UserError, match="none of the 9762 clips"):
-        main(["pack", "auto", str(tmp_path / "in"), str(store), *options])
+        main(["pack", "vggsound", str(tmp_path / "in"), str(store), *options])
     options[2:4] = []
     command = ["pack", "auto", str(tmp_path / "in"), str(store), *options, "--workers", "0", "--frontend", "none"]
     assert main(command) == 0
@@ -232,6 +233,11 @@ def test_a_packed_list_as_a_person_sees_it(tmp_path: Path, capsys: pytest.Captur
     with (store / "left_out.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 5156 and {row["reason"] for row in rows} == {"missing"}
+    Path(os.fsdecode(bytes(tmp_path / "in") + b"/\xff.mp4")).touch()
+    options[:] = ["--workers", "0", "--frontend", "none"]
+    assert main(["pack", "vggsound", str(tmp_path / "in"), str(tmp_path / "all"), *options]) == 0
+    assert r"left out, other_name: 1 (a file whose name is no id of this data set): \udcff" in capsys.readouterr().out
+    assert r"\udcff,,other_name,\udcff.mp4" in (tmp_path / "all" / "left_out.csv").read_text()
     manifest = json.loads((store / "manifest.json").read_text())
     assert [item["found"] for item in manifest["lists"]] == [2, 1]
     assert manifest["left_out"] == {"missing": 5156} and manifest["truth"]["vggss_test"]["with_boxes"] == 2
