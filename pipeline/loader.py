@@ -164,8 +164,7 @@ class PlannedLoader(ABC):
                 if step == 0:
                     self._forget()
                     self._begin(self._epoch, self._samples, steps)
-                for _ in range(min(self._ahead + 1, steps - step) - len(self._making)):
-                    self._making.append(self._maker.submit(self._make))
+                self._submit(min(self._ahead + 1, steps - step))
                 self._ready += sum(making.done() for making in self._making)
                 batch = self._making.popleft().result()
             except BaseException:
@@ -175,6 +174,11 @@ class PlannedLoader(ABC):
             self._handed_out += 1
             self._samples = min(self._samples + self.plan.global_batch, self.plan.count)
             yield batch
+
+    def _submit(self, count: int) -> None:
+        """See that so many batches are being made or ready."""
+        while len(self._making) < count:
+            self._making.append(self._maker.submit(self._make))
 
     def _make(self) -> Batch:
         if self._broken:
