@@ -29,7 +29,7 @@ def nearest(vectors: Tensor, groups: Tensor, k: int) -> np.ndarray:
 
     Args: vectors (n, d) float32, finite; one of zeros has cosine 0 with all. groups (n,) int64: vectors of one group
     are not near each other; -1: of no group. No vector is near itself.
-    Memory: beside the vectors, their normalised copy and the result, about 100 MB and 50 KB times k.
+    Memory: beside the vectors, their normalised copy and the result, about 150 MB and 50 KB times k.
     """
     unit = torch.nn.functional.normalize(vectors, dim=1)
     numbers = torch.arange(len(unit), device=unit.device)
