@@ -1,14 +1,18 @@
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from configs.load import load_frontend
 from pipeline.frontends import log_spectrogram
+from preprocess.clip import make_record
 from preprocess.features import Resampled, spectrogram, storage
+from preprocess.layout import SourceClip
 from preprocess.media import Sound, read_sound
-from tests.conftest import tone, write_wav
+from preprocess.options import PackConfig
+from tests.conftest import make_clip, tone, write_wav
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "preprocess" / "ez_vsl_stereo.npz"
 """What the authors' reader makes of the middle 3 s of a stereo file, every 4th bin and frame, before their / 12."""
@@ -79,3 +83,25 @@ def test_what_storage_costs(name: str):
     assert np.abs(decoded - exact).max() == pytest.approx(error, abs=1e-5)
     assert error == said["max_error"] <= (said["high"] - said["low"]) / 510 + 1e-5
     assert storage(config, "float16", []) == {"dtype": "float16"}
+
+
+@pytest.mark.parametrize("name", ["stereo.wav", "stereo.mkv"])
+def test_a_front_end_of_the_first_channel_hears_no_other(tmp_path: Path, name: str):
+    path = tmp_path / name
+    samples = np.concatenate([tone(1.0, 16000, 440), tone(1.0, 16000, 3000)], axis=1)
+    if name.endswith("wav"):
+        write_wav(path, samples, 16000)
+    else:
+        make_clip(path, seconds=1.0, channels=2, sound=samples, audio_codec="flac")
+    cv2.imwrite(str(tmp_path / "i.png"), np.zeros((64, 64, 3), np.uint8))
+    first, mean = load_frontend("ssl_align"), load_frontend("ez_vsl")
+    clip = SourceClip(clip_id="a", image="i.png", audio=name)
+    record, _ = make_record(clip, tmp_path, PackConfig(frontends=(first, mean)))
+    np.testing.assert_array_equal(
+        record.spectrograms["ssl_align"],
+        log_spectrogram(torch.from_numpy(samples[:, 0] / np.float32(32767)), first).half(),
+    )
+    assert record.waveform is not None and record.source.channels == 2
+    np.testing.assert_allclose(record.waveform, samples.mean(1), atol=1)
+    heard = record.spectrograms["ez_vsl"].astype(np.float32)
+    assert heard[:, 3000 * 512 // 16000].min() > -10 > record.spectrograms["ssl_align"][:, 3000 * 512 // 16000].max()
