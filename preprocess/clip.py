@@ -133,7 +133,7 @@ def make_record(clip: SourceClip, root: Path, config: PackConfig) -> tuple[Recor
         spectrogram_error={name: error for name, (_, error) in stored.items() if error is not None},
         waveform=waveform,
         sample_rate_hz=config.waveform_rate_hz if config.waveform else None,
-        boxes=None if clip.boxes is None else box_array(clip.boxes),
+        boxes=None if clip.boxes is None else box_array(clip.boxes, clip.as_published),
         mask=None
         if clip.mask is None
         else read_mask(root / clip.mask, (frames[0].width, frames[0].height), above=clip.mask_above),

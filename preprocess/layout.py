@@ -186,8 +186,9 @@ def bad_box(boxes: list[list[float]], as_published: bool = False) -> str | None:
     return None
 
 
-def box_array(boxes: list[list[float]]) -> np.ndarray:
-    """`(k, 5)` float64, corners held within the picture."""
+def box_array(boxes: list[list[float]], as_published: bool = False) -> np.ndarray:
+    """`(k, 5)` float64, corners held within the picture unless they are kept as published."""
     array = np.array(boxes, np.float64).reshape(-1, 5)
-    array[:, :4] = array[:, :4].clip(0, 1)
+    if not as_published:
+        array[:, :4] = array[:, :4].clip(0, 1)
     return array
