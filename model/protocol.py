@@ -307,8 +307,8 @@ class Protocol(ABC):
             torch.from_numpy(covered).to(device),
             None if fractions is None else torch.from_numpy(fractions).to(device),
             truths,
-            np.bincount(owner, weights=odd, minlength=len(truths)),
-            np.bincount(owner, weights=flat, minlength=len(truths)),
+            np.bincount(owner, weights=odd, minlength=len(truths)).astype(np.float64),
+            np.bincount(owner, weights=flat, minlength=len(truths)).astype(np.float64),
         )
 
     def _draw_votes(self, corners: list[list[int]]) -> np.ndarray:

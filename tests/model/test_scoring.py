@@ -1,25 +1,33 @@
 """The scorer: the same table however the clips arrive, and no clip scored in silence that should not be."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from torch.nn.functional import interpolate
 
 from configs.errors import UserError
 from configs.load import check
-from configs.schema import EvaluateConfig
+from configs.schema import ComponentConfig, EvaluateConfig
 from model.base import Localization
 from model.metric import success_scores
-from model.protocol import random_maps
+from model.protocol import Protocol, Source, random_maps
+from model.refinement import Mixtures, Refinement
 from model.rows import load_rows, save_rows, units
 from model.scoring import (
     FLOORS,
+    Floors,
+    Scoreboard,
     Scorer,
     ScoreTable,
+    build_scoreboard,
     build_scorer,
 )
-from pipeline.batch import Truth
+from pipeline.batch import Batch, Truth
 
 IDS = [f"clip {number:02d}" for number in range(23)]
 MAPS = random_maps([f"map of {name}" for name in IDS], 8, 8)
@@ -30,9 +38,13 @@ def truth(name: str) -> Truth:
     return Truth(boxes=np.array([[x, y, x + 0.1 + w, y + 0.1 + h, 0]]), label=name[-1], group=None)
 
 
-def make(bootstrap: int = 20, **metrics: dict) -> Scorer:
+def config_of(bootstrap: int = 20, protocol: str = "ez_vsl", **metrics: dict) -> EvaluateConfig:
     chosen = metrics or {"ciou": {}, "ciou_adaptive": {}, "pointing": {}, "quadrant": {}}
-    return build_scorer(check(EvaluateConfig, {"metrics": chosen, "bootstrap": bootstrap}, "test"))
+    return check(EvaluateConfig, {"metrics": chosen, "bootstrap": bootstrap, "protocol": protocol}, "test")
+
+
+def make(bootstrap: int = 20, **metrics: dict) -> Scorer:
+    return build_scorer(config_of(bootstrap, **metrics))
 
 
 def add(scorer: Scorer, chosen: list[int], padding: int = 0, **changed: Truth | None) -> None:
@@ -62,7 +74,7 @@ def whole() -> ScoreTable:
     return table(scorer)
 
 
-@pytest.mark.parametrize("size", [1, 5, 23])
+@pytest.mark.parametrize("size", [1, 7, 64])
 def test_batch_size_and_padding_do_not_matter(whole: ScoreTable, size: int):
     scorer = make()
     for first in range(0, 23, size):
@@ -110,7 +122,7 @@ def test_the_table_says_what_it_stands_on(whole: ScoreTable):
     assert set(whole.floors) == set(FLOORS)
     for scores in whole.floors.values():
         assert set(scores) == set(whole.scores)
-    assert set(whole.ceiling) == {"ciou_50", "auc", "mean_ciou"}
+    assert set(whole.ceiling) == {"ciou_50", "auc", "mean_ciou", "ciou_30", "mciou"}
     assert whole.ceiling["mean_ciou"] > whole.scores["mean_ciou"]
     assert whole.floors["ones"]["quadrant"] == 0.25
     assert whole.floors["ones"]["pointing"] == pytest.approx(whole.rows["truth_area"].mean())
@@ -119,13 +131,14 @@ def test_the_table_says_what_it_stands_on(whole: ScoreTable):
 
 
 def test_blind_maps_can_be_left_out(whole: ScoreTable):
-    config = check(EvaluateConfig, {"metrics": {"ciou": {}}, "bootstrap": 0}, "test")
+    config = check(EvaluateConfig, {"metrics": {"ciou": {}}, "bootstrap": 50}, "test")
     scorer = build_scorer(config, blind=False)
     add(scorer, list(range(23)))
     bare = table(scorer)
     assert bare.floors == {} and bare.ceiling == {} and bare.intervals == {}
     assert bare.scores == {key: whole.scores[key] for key in bare.scores}
-    assert set(bare.rows) == {"clip_id", "label", "group", "truth_area", "ciou"}
+    facts = {"clip_id", "label", "group", "truth_area", "negative", "odd_boxes", "flat_boxes"}
+    assert set(bare.rows) == {*facts, "ciou"}
 
 
 def test_clips_with_empty_truth_are_counted_and_score_nothing():
@@ -216,7 +229,9 @@ def test_clips_of_one_group_are_drawn_together():
     rows = {
         "clip_id": names,
         "label": np.full(20, ""),
-        "truth_area": np.ones(20),
+        **{
+            name: np.ones(20) * (name == "truth_area") for name in ("truth_area", "negative", "odd_boxes", "flat_boxes")
+        },
         "pointing": np.repeat([0.0, 1.0, 0.0, 1.0], 5),
         **{f"{source}.pointing": np.zeros(20) for source in FLOORS},
     }
@@ -230,3 +245,269 @@ def test_two_metrics_may_not_write_one_column():
     one = make(ciou={}).metrics["ciou"]
     with pytest.raises(ValueError, match="same column"):
         Scorer(make().protocol, {"ciou": one, "other": one})
+
+
+class Prior(Refinement):
+    """An object prior that needs no picture."""
+
+    class Config(ComponentConfig):
+        pass
+
+    provides = ("object",)
+
+    def sources(self, batch: Batch, localization: Localization) -> dict[str, Source]:
+        return {"object": Source(random_maps(batch.clip_id, 7, 7), (0, 2.5), prior=True)}
+
+    def mixtures(self, protocol: Protocol) -> Mixtures:
+        return {"half": {"map": 0.5, "object": 0.5}, "object": {"object": 1.0}}
+
+    def settings(self) -> str:
+        return "noise"
+
+
+def batch_of(places: list[int], truths: list[Truth] | None = None) -> Batch:
+    return Batch(
+        clip_id=[IDS[place] for place in places],
+        valid=torch.ones(len(places), dtype=torch.bool),
+        image=torch.zeros(len(places), 3, 8, 8),
+        spectrogram=torch.zeros(len(places), 1, 4, 4),
+        truth=truths or [truth(IDS[place]) for place in places],  # type: ignore[arg-type]
+    )
+
+
+def tables_of(board: Scoreboard, **options: Any) -> dict[tuple[str, str], ScoreTable]:
+    return board.tables(id_hash=lambda ids: "+".join(ids), **options)
+
+
+def test_several_protocols_and_mixtures_in_one_pass_are_those_of_one_at_a_time():
+    prior = Prior(None)
+    board = build_scoreboard(config_of(0), protocols=["htf", "jsa"], refinements=[prior])
+    for places in ([4, 9, 2], list(range(10, 23))):
+        found = board.localize(
+            lambda batch: Localization(map=MAPS[[IDS.index(i) for i in batch.clip_id]], bounds=(0, 1)), batch_of(places)
+        )
+        scored = board.add(batch_of(places), found)
+        assert scored.clip_ids == [IDS[place] for place in places] and set(scored.columns) == {
+            "ciou",
+            "ciou_adaptive",
+            "pointing",
+            "quadrant",
+        }
+    tables = tables_of(board)
+    assert set(tables) == {(name, variant) for name in ("ez_vsl", "htf", "jsa") for variant in ("", "half", "object")}
+    chosen = [2, 4, *range(9, 23)]
+    for name in ("ez_vsl", "htf", "jsa"):
+        alone = build_scorer(config_of(0), protocol=name)
+        batch = batch_of(chosen)
+        alone.add(batch.clip_id, batch.valid, Localization(map=MAPS[chosen], bounds=(0, 1)), batch.truth)
+        wanted, found = table(alone), tables[name, ""]
+        assert found.scores == wanted.scores and found.floors == wanted.floors and found.ceiling == wanted.ceiling
+        assert found.protocol == name
+        np.testing.assert_array_equal(found.rows["ciou"], wanted.rows["ciou"])
+        by_prior = build_scorer(config_of(0), protocol=name)
+        by_prior.add(
+            batch.clip_id, batch.valid, Localization(map=random_maps(batch.clip_id, 7, 7), bounds=(0, 1)), batch.truth
+        )
+        assert tables[name, "object"].scores == table(by_prior).scores
+        half = tables[name, "half"]
+        np.testing.assert_array_equal(half.rows["ciou"], found.rows["half.ciou"])
+        assert half.floors == found.floors and "half.ciou" not in half.rows and "centre.ciou" in half.rows
+        assert half.settings["refinement"] == "0.5 map + 0.5 object; noise"
+    assert "refinement" not in tables["htf", ""].settings
+
+
+def test_floors_are_computed_once_for_a_set():
+    floors = Floors()
+    first = build_scorer(config_of(), floors=floors)
+    add(first, list(range(23)))
+    second = build_scorer(config_of(), floors=floors)
+
+    def refuse(*arguments: Any) -> dict[str, np.ndarray]:
+        raise AssertionError("the floors were computed again")
+
+    second._blind = refuse  # type: ignore[method-assign]
+    add(second, [7, 3, 22])
+    add(second, [place for place in range(23) if place not in (7, 3, 22)])
+    same(table(second), table(first))
+    # Under another protocol they are others.
+    with pytest.raises(AssertionError, match="again"):
+        other = build_scorer(config_of(), protocol="htf", floors=floors)
+        other._blind = refuse  # type: ignore[method-assign]
+        add(other, [1])
+
+
+def test_clips_can_be_left_out_afterwards(whole: ScoreTable, tmp_path: Path):
+    save_rows(tmp_path / "rows.npz", whole.rows)
+    again = make()
+    again.extend(load_rows(tmp_path / "rows.npz"))
+    kept = [place for place in range(23) if place not in (3, 11)]
+    some = again.result(id_hash=lambda ids: "+".join(ids), exclude={IDS[3], IDS[11], "no clip of this set"})
+    direct = make()
+    add(direct, kept)
+    wanted = table(direct)
+    assert some.scores == wanted.scores and some.floors == wanted.floors and some.intervals == wanted.intervals
+    assert some.found == 21 and some.id_hash == wanted.id_hash and "2 clips were left out." in some.notes
+    with pytest.raises(UserError, match="all 23 clips of the set were left out"):
+        again.result(id_hash=len, exclude=set(IDS))  # type: ignore[arg-type]
+
+
+def test_negatives_are_scored_by_those_who_want_them():
+    nothing = Truth(extra={"negative": True})
+    scorer = make(ciou={}, detection={}, negatives={})
+    add(scorer, list(range(8)), **{f"n{place}": nothing for place in (1, 5, 6)})  # type: ignore[arg-type]
+    found = table(scorer)
+    positive = make(ciou={})
+    add(positive, [0, 2, 3, 4, 7])
+    assert found.scores["ciou_50"] == table(positive).scores["ciou_50"]
+    assert found.found == 8 and found.empty == 0 and found.rows["negative"].sum() == 3
+    assert found.scores["precision"] == pytest.approx((found.rows["ciou"] >= 0.5).sum() / 8)
+    assert "3 clips have a sound that nothing in the picture makes." in found.notes
+    only = make(ciou={}, negatives={})
+    add(only, [0, 1], n0=nothing, n1=nothing)
+    assert set(table(only).scores) == {"pia", "auc_n"}
+
+
+def test_broken_boxes_are_counted_in_the_notes():
+    absurd = Truth(boxes=np.array([[0.2, 0.2, 0.6, -2.88e16, 0], [0.1, 0.1, 0.9, 0.9, 0]]))
+    line = Truth(boxes=np.array([[0.5, 0.1, 0.5, 0.9, 0]]))
+    scorer = make()
+    add(scorer, [0, 1, 2], n1=absurd, n2=line)
+    assert table(scorer).notes == [
+        "1 boxes of 1 clips have a coordinate far outside the picture; they are cut at its edge: clip 01.",
+        "2 boxes of 2 clips cover no pixel: clip 01, clip 02.",
+        "1 clips have a truth without a pixel and cannot be hit: clip 02.",
+    ]
+
+
+def vssl_board(bootstrap: int = 0) -> Scoreboard:
+    return build_scoreboard(config_of(bootstrap, "vssl", ciou={}, negatives={}), refinements=[Prior(None)])
+
+
+def vssl_truths(places: list[int]) -> list[Truth]:
+    return [Truth(extra={"negative": True}) if place % 3 == 0 else truth(IDS[place]) for place in places]
+
+
+def fill_vssl(board: Scoreboard, size: int, places: list[int]) -> None:
+    for first in range(0, len(places), size):
+        some = places[first : first + size]
+        scored = board.add(batch_of(some, vssl_truths(some)), Localization(map=MAPS[some] * 3, bounds=(0, 3)))
+        assert scored.clip_ids == []
+
+
+def test_a_threshold_of_the_whole_set_does_not_depend_on_batches():
+    wanted = None
+    for size in (1, 7, 64):
+        board = vssl_board()
+        fill_vssl(board, size, list(range(23)))
+        tables = tables_of(board)
+        cut = np.quantile([float(MAPS[place].max() * 3) for place in range(0, 23, 3)], 0.75)
+        assert tables["vssl", ""].settings["foreground"].startswith(f">= {cut:.4g}, the third quartile")
+        wanted = wanted or tables
+        for key, found in tables.items():
+            same(found, wanted[key])
+    assert wanted is not None
+    lit = [
+        float(
+            (interpolate(MAPS[place][None, None] * 3, (224, 224), mode="bilinear", align_corners=True) > cut)
+            .float()
+            .mean()
+        )
+        for place in range(0, 23, 3)
+    ]
+    assert wanted["vssl", ""].scores["pia"] == pytest.approx(np.mean(lit))
+    assert wanted["vssl", ""].scores["pia"] != wanted["vssl", "half"].scores["pia"]
+
+
+def test_no_clip_comes_after_the_threshold_was_taken():
+    board = vssl_board()
+    fill_vssl(board, 8, list(range(8)))
+    tables_of(board)
+    with pytest.raises(ValueError, match="after the threshold"):
+        fill_vssl(board, 8, [9])
+
+
+def test_saved_rows_need_no_threshold(tmp_path: Path):
+    board = vssl_board()
+    fill_vssl(board, 8, list(range(23)))
+    first = tables_of(board)
+    save_rows(tmp_path / "rows.npz", first["vssl", ""].rows)
+    again = vssl_board()
+    again.scorers["vssl"].extend(load_rows(tmp_path / "rows.npz"))
+    assert {key: each.scores for key, each in tables_of(again).items()} == {
+        key: each.scores for key, each in first.items()
+    }
+
+
+def rank(number: int, count: int, folder: str) -> None:
+    """One of several processes: score every count-th clip, gather, and save what this rank then holds."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=number, world_size=count)
+    places = list(range(23))[number::count] if number < 2 else []  # the third rank has nothing but padding
+    boards = {
+        "plain": build_scoreboard(config_of(0), protocols=["htf"], refinements=[Prior(None)]),
+        "vssl": vssl_board(),
+    }
+    if places:
+        boards["plain"].add(batch_of(places), Localization(map=MAPS[places], bounds=(0, 1)))
+        fill_vssl(boards["vssl"], 5, places)
+    for name, board in boards.items():
+        board.gather()
+        for (protocol, variant), found in tables_of(board).items():
+            np.savez(
+                Path(folder) / f"{name}-{protocol}-{variant}-{number}.npz",
+                **found.rows,
+                scores=np.array([json.dumps(found.scores)]),
+            )
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_three_ranks_hold_the_rows_of_one(tmp_path: Path):
+    """Real processes over gloo; the third one has no clip."""
+    places = [*range(0, 23, 3), *range(1, 23, 3)]
+    boards = {
+        "plain": build_scoreboard(config_of(0), protocols=["htf"], refinements=[Prior(None)]),
+        "vssl": vssl_board(),
+    }
+    boards["plain"].add(batch_of(places), Localization(map=MAPS[places], bounds=(0, 1)))
+    fill_vssl(boards["vssl"], 64, places)
+    boards["plain"].gather()  # without a process group: nothing happens
+    torch.multiprocessing.spawn(rank, args=(3, str(tmp_path)), nprocs=3)
+    for name, board in boards.items():
+        for (protocol, variant), wanted in tables_of(board).items():
+            for number in range(3):
+                with np.load(tmp_path / f"{name}-{protocol}-{variant}-{number}.npz") as found:
+                    assert json.loads(str(found["scores"][0])) == wanted.scores
+                    for key, column in wanted.rows.items():
+                        np.testing.assert_array_equal(found[key], column, err_msg=key)
+
+
+def test_no_metric_is_an_error():
+    with pytest.raises(UserError, match=r"evaluate\.metrics is empty"):
+        build_scorer(check(EvaluateConfig, {"metrics": {"ciou": None, "pointing": None}}, "test"))
+
+
+def test_a_metric_brings_those_that_it_needs():
+    scorer = make(interactive={}, ciou={})
+    assert list(scorer.metrics) == ["ciou", "interactive"]
+    assert list(make(detection={}).metrics) == ["ciou", "detection"]
+    other = build_scorer(config_of(pointing={}), protocol="ssl_align")
+    assert list(other.metrics) == ["pointing", "ciou", "ciou_adaptive", "interactive", "interactive_adaptive"]
+
+
+def test_retrieval_needs_embeddings_and_ranks_among_all_clips():
+    with pytest.raises(UserError, match=r"metrics\.retrieval compares embeddings"):
+        add(make(retrieval={}), [0, 1])
+    draw = torch.Generator().manual_seed(1)
+    image, audio = torch.rand(23, 4, generator=draw), torch.rand(23, 4, generator=draw)
+    wanted = None
+    for size in (1, 7, 64):
+        scorer = make(retrieval={}, ciou={})
+        for first in range(0, 23, size):
+            places = list(range(23))[first : first + size]
+            found = Localization(map=MAPS[places], bounds=(0, 1), embeddings=(image[places], audio[places]))
+            batch = batch_of(places)
+            scorer.add(batch.clip_id, batch.valid, found, batch.truth)
+        wanted = wanted or table(scorer)
+        same(table(scorer), wanted)
+    assert wanted is not None and set(wanted.floors["centre"]) == {"ciou_50", "auc", "mean_ciou", "ciou_30", "mciou"}
+    assert 0 <= wanted.scores["r1_i2a"] <= wanted.scores["class_r1_i2a"] <= 1
