@@ -110,7 +110,9 @@ def test_encoding_repeats_byte_for_byte():
     assert encode(full_record()) == encode(full_record())
 
 
-@pytest.mark.parametrize("name", ["frames/0", "raw/0", "flow/0/y", "spectrogram/ez_vsl", "spectrogram/sira", "waveform"])
+@pytest.mark.parametrize(
+    "name", ["frames/0", "raw/0", "flow/0/y", "spectrogram/ez_vsl", "spectrogram/sira", "waveform"]
+)
 def test_a_flipped_bit_is_found_and_named(name: str):
     value = bytearray(encode(full_record()))
     assert RecordView(bytes(value)).damaged() == []
