@@ -39,7 +39,7 @@ SHORT_S = 0.1
 STATIC_SHARE = 2e-3
 BLANK_DEVIATION = 2.0
 
-LIKE_BITS = 3  # of 64
+LIKE_BITS = 6  # of 64; different clips differ in 20 and more, the same one coded anew in 0 to 9
 TINY_ROWS, TINY_COLUMNS = 8, 9  # 8 differences in each of 8 rows
 
 _TELLING_BITS = 12
