@@ -20,6 +20,7 @@ from pathlib import Path
 from configs.errors import UserError
 from preprocess.task import Crashed, Report, Task
 
+CLIP_LIMIT_S = 600
 _STOP_S = 5.0
 _DEATHS_IN_A_ROW = 20
 
@@ -27,14 +28,16 @@ _DEATHS_IN_A_ROW = 20
 class PackingProcess:
     """A process of this machine that packs one shard after another. It leaves when this side of the connection goes."""
 
-    def __init__(self) -> None:
+    def __init__(self, clip_limit_s: int = CLIP_LIMIT_S) -> None:
+        """clip_limit_s: a clip that takes longer ends the process, as one that crashes a decoder does."""
         ours, theirs = socket.socketpair()
-        code = "import sys; from preprocess.process import serve; serve(int(sys.argv[1]))"
+        self._clip_limit_s = clip_limit_s
+        code = "import sys; from preprocess.process import serve; serve(*map(int, sys.argv[1:]))"
         # A new program, not a fork: decoders and torch keep threads that a fork would copy in any state. In a process
         # group of its own: Ctrl-C reaches every process of the terminal's, and this one is stopped by us.
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", code, str(theirs.fileno())],
+                [sys.executable, "-c", code, str(theirs.fileno()), str(clip_limit_s)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)},
@@ -68,6 +71,8 @@ class PackingProcess:
             self._process.wait()
         self.connection.close()
         code = self._process.returncode
+        if code == -signal.SIGALRM:
+            return f"it took more than {self._clip_limit_s} s"
         return (
             f"the process ended by {signal.Signals(-code).name}" if code < 0 else f"the process ended with code {code}"
         )
@@ -77,18 +82,24 @@ class PackingProcess:
         self._process.terminate()
 
 
-def serve(descriptor: int) -> None:
+def serve(descriptor: int, clip_limit_s: int) -> None:
     """The life of a packing process, until there are no more tasks or the other side is gone."""
     import cv2  # here, because only packing processes need it and its memory
 
     connection = Connection(descriptor)
+
+    def report(kind: str, what: str) -> None:
+        # The alarm ends the process wherever it is, in a decoder too. Writing may take as long as the disk does.
+        signal.alarm(clip_limit_s if kind == "clip" else 0)
+        connection.send((kind, what))
+
     cv2.setNumThreads(1)
     understood = False
     try:
         # The task is sent on request: sending it to a process that still imports would hold up the start of the next.
         connection.send(("ready", ""))
         while (task := connection.recv()) is not None:
-            task.write(lambda kind, what: connection.send((kind, what)))
+            task.write(report)
         understood = True
     except (EOFError, ConnectionError):
         understood = True  # nobody is there to be told

@@ -21,6 +21,7 @@ from preprocess.task import PLAN, Crashed, Report, ShardTask
 
 _TELL_EVERY_S = 1.0
 _SEEN_WITHIN_S = 10.0
+_REACHED_WITHIN_S = 10.0
 _PACKAGES = ("configs", "pipeline", "preprocess")
 
 
@@ -87,25 +88,39 @@ class Ray:
     def _connected(self) -> Iterator[None]:
         ray = self._ray
         root = Path(__file__).parents[2]
+        address = self.config.address or os.environ.get("RAY_ADDRESS")
+        if address is not None:
+            _check_reachable(address)
         main = threading.current_thread() is threading.main_thread()
         heard = signal.getsignal(signal.SIGTERM)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             ray.init(
-                address=self.config.address,
+                address=address,
                 runtime_env={"py_modules": [str(root / name) for name in _PACKAGES]},
                 log_to_driver=False,
                 logging_level=logging.WARNING,
-                include_dashboard=False if self.config.address is None and "RAY_ADDRESS" not in os.environ else None,
+                include_dashboard=False if address is None else None,
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(f"cannot use the Ray cluster at {self.config.address or 'RAY_ADDRESS'}: {error}") from error
+            raise UserError(f"cannot use the Ray cluster at {address or 'this machine'}: {error}") from error
         try:
             if main:
                 signal.signal(signal.SIGTERM, heard)  # Ray put its own in place
             yield
         finally:
             ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raises: UserError if nobody listens at `host:port`; Ray itself would try for minutes."""
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    if not host:
+        return  # a word of Ray's, like "auto" or "local"
+    try:
+        socket.create_connection((host, int(port)), _REACHED_WITHIN_S).close()
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot use the Ray cluster at {address}: {error}") from error
 
 
 class _Attendant:

@@ -94,7 +94,7 @@ def run_round(source: Path, store: Path, draw: random.Random, kills: int) -> Rou
     done = Round()
     packer = start(source, store)
     while packer.poll() is None and kills:
-        wanted = draw.randint(len(finished(store)), SHARDS - 1)
+        wanted = draw.randint(min(len(finished(store)), SHARDS - 1), SHARDS - 1)
         while packer.poll() is None and len(finished(store)) < wanted:
             time.sleep(0.01)
         time.sleep(draw.uniform(0, 0.5))

@@ -1,7 +1,6 @@
 """Packing with real processes that are really killed."""
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,12 +12,13 @@ from PIL import Image
 
 from configs.errors import UserError
 from configs.load import load_frontend
-from preprocess.clip import PackConfig
 from preprocess.engines.local import Local
 from preprocess.layouts.manifest import Manifest
+from preprocess.options import PackConfig
 from preprocess.verify import verify
 from preprocess.writer import Packed, pack
 from tests.conftest import numbered_picture, tone, write_wav
+from tests.preprocess.kills import children
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,23 +46,22 @@ def run(source: Path, store: Path, report=lambda kind, what: None) -> Packed:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("deaths", [1, 2])
+@pytest.mark.parametrize("deaths", [1, 5])
 def test_a_killed_process_takes_nothing_with_it(source: Path, tmp_path: Path, deaths: int):
     killed = []
 
     def kill(kind: str, what: str) -> None:
         if (kind, what) == ("clip", "slow") and len(killed) < deaths:
-            (process,) = multiprocessing.active_children()
-            assert process.pid is not None
-            os.kill(process.pid, signal.SIGKILL)
-            killed.append(process.pid)
+            (process,) = children(os.getpid())
+            os.kill(process, signal.SIGKILL)
+            killed.append(process)
 
     packed = run(source, tmp_path / "store", kill)
     assert len(set(killed)) == deaths
     wanted = [] if deaths == 1 else [["slow", "train", "a.png", "worker_crash", "the process ended by SIGKILL"]]
     assert packed.refused == wanted and packed.packed == 6 - len(wanted)
     assert verify(tmp_path / "store") == []
-    assert not multiprocessing.active_children()
+    assert not children(os.getpid())
 
 
 @pytest.mark.slow
@@ -75,7 +74,7 @@ def test_what_goes_wrong_in_a_process_is_said_in_the_parent(source: Path, tmp_pa
 
     with pytest.raises(UserError, match=r"cannot write .*shard-00000.tmp"):
         run(source, store, block)
-    assert not multiprocessing.active_children() and not list(store.glob("*.tmp-*"))
+    assert not children(os.getpid()) and not list(store.glob("*.tmp-*"))
 
 
 @pytest.mark.slow
