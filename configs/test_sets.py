@@ -14,7 +14,7 @@ def set_names() -> list[str]:
 
 
 def set_options(name: str, given: Any) -> Any:
-    """The options of a set: what its file says, under what was given; those of a split that is no known set as given."""
+    """The options of a set: what was given, over what its file says if it is a known one."""
     path = SETS_FOLDER / f"{name}.yaml"
     if given is not None and not isinstance(given, dict):
         return given

@@ -14,11 +14,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from configs.errors import UserError, run_command
-from model.build import build_model
+from model.build import build_model, without_initial_weights
 from model.checkpoint import load_checkpoint, restore_model
-from model.report import Gallery
+from model.gallery import KeptMaps, build_gallery
 from model.scoring import build_scorer
+from pipeline.excerpts import Excerpts
 from pipeline.loader import build_loader
+from pipeline.store import Store
 
 
 def main(argv: list[str]) -> int:
@@ -28,24 +30,28 @@ def main(argv: list[str]) -> int:
     checkpoint = load_checkpoint(path)
     config = checkpoint.config
     data = config.data.model_copy(update={"store": store})
-    model = build_model(config.model).eval()
+    model = build_model(without_initial_weights(config.model)).eval()
     restore_model(model, checkpoint.model, str(path))
     loader = build_loader(data, model.inputs, "test", train=False, seed=config.seed, size_px=224)
-    scorer, gallery = build_scorer(config.evaluate, blind=False), Gallery(1000)
+    scorer, maps = build_scorer(config.evaluate, blind=False), KeptMaps()
     sounds: dict[str, torch.Tensor] = {}
     try:
         for batch in loader:
             with torch.inference_mode():
                 found = model.localize(batch)
-            gallery.add(batch.image, scorer.add(batch.clip_id, batch.valid, found, batch.truth))
+            scorer.add(batch.clip_id, batch.valid, found, batch.truth)
+            maps.add(batch.clip_id, batch.valid.tolist(), found)
             sounds |= dict(zip(batch.clip_id, batch.spectrogram[:, 0]))
     finally:
         loader.close()
-    pictures = {picture.clip_id: picture for section in gallery.sections.values() for picture in section}
-    missing = [name for name in wanted if name not in pictures]
+    missing = [name for name in wanted if name not in maps]
     if missing:
-        raise UserError(f"{store} has no test clip {', '.join(missing)}; it has {', '.join(sorted(pictures))}")
-    draw([(pictures[name], sounds[name]) for name in wanted or sorted(pictures)], out)
+        raise UserError(f"{store} has no test clip {', '.join(missing)}; it has {', '.join(sorted(scorer.clip_ids))}")
+    chosen = {"": wanted or sorted(scorer.clip_ids)}
+    with Store(store) as opened:
+        systems = {"map": (maps, scorer.rows())}
+        pictures = build_gallery(chosen, scorer.rule, systems, Excerpts(opened, data.image).of)[""]
+    draw([(picture, sounds[picture.clip_id]) for picture in pictures], out)
     return 0
 
 
@@ -64,7 +70,7 @@ def draw(columns: list, out: Path) -> None:
         axes[0, column].imshow(picture.plain()[:, :, ::-1])
         axes[0, column].set_title(picture.clip_id, fontsize=9)
         axes[1, column].imshow(sound, origin="lower", aspect="auto", cmap="magma")
-        axes[2, column].imshow(picture.overlay()[:, :, ::-1])
+        axes[2, column].imshow(picture.overlay(picture.layers[0])[:, :, ::-1])
         for axis in axes[:, column]:
             axis.set_xticks([])
             axis.set_yticks([])

@@ -3,7 +3,7 @@
 import gzip
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ class ExternalMaps:
                 picture = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
                 if picture is None:
                     raise UserError(f"{file} is no readable picture")
-                return picture / np.float32(np.iinfo(picture.dtype).max)
+                return picture / np.float32(np.iinfo(str(picture.dtype)).max)
             try:
                 return np.load(file, allow_pickle=False)
             except (OSError, ValueError, EOFError) as error:
@@ -114,12 +114,42 @@ class ExternalMaps:
         return value
 
 
-def batches(maps: ExternalMaps, clip_ids: Sequence[str], size: int) -> Iterable[tuple[list[str], np.ndarray]]:
-    """The maps of some clips, up to `size` neighbours of one shape at a time: ids and `(B, h, w)` float32."""
+def match(maps: ExternalMaps, truths: Mapping[str, Truth]) -> tuple[dict[str, str], list[str]]:
+    """Clips with truth and a map: clip id of the truth -> id of the map; and what to say of all others, by name.
+
+    Raises: UserError if no clip has both.
+    """
+    canonical = {normalise_id(clip_id): clip_id for clip_id in truths}
+    have = set(maps.clip_ids)
+    found = {clip_id: name for name, clip_id in sorted(canonical.items()) if name in have}
+    if not found:
+        raise UserError(
+            f"no map of {maps.path} belongs to a clip of the set: maps of {_some(maps.clip_ids)}; truth of "
+            f"{_some(sorted(truths))}"
+        )
+    missing = sorted(clip_id for name, clip_id in canonical.items() if name not in have)
+    extra = sorted(have - set(canonical))
+    said = []
+    if missing:
+        said.append(f"{len(missing)} clips of the set have no map: {_some(missing)}.")
+    if extra:
+        said.append(f"{len(extra)} maps belong to no clip of the set and are not scored: {_some(extra)}.")
+    return found, said
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def batches(maps: ExternalMaps, chosen: Mapping[str, str], size: int) -> Iterator[tuple[list[str], np.ndarray]]:
+    """The maps of some clips, up to `size` neighbours of one shape at a time: clip ids and `(B, h, w)` float32.
+
+    chosen: clip id -> id of its map.
+    """
     names: list[str] = []
     values: list[np.ndarray] = []
-    for clip_id in clip_ids:
-        value = maps.read(clip_id)
+    for clip_id, name in chosen.items():
+        value = maps.read(name)
         if names and (len(names) == size or value.shape != values[0].shape):
             yield names, np.stack(values)
             names, values = [], []

@@ -61,6 +61,11 @@ class Leak:
     where: str
 
     @property
+    def counts(self) -> dict[str, int]:
+        """The numbers of both kinds, for files."""
+        return {"same": int(self.same.sum()), "related": int(self.related.sum())}
+
+    @property
     def sentence(self) -> str:
         """For people: how many of the clips were seen in training."""
         return (

@@ -36,6 +36,14 @@ def clips_of(store: Store, options: EvaluateSet, name: str) -> list[int]:
     return found
 
 
+def with_expected(store: Store, options: EvaluateSet) -> EvaluateSet:
+    """The set with the number of clips that the full set has, as its splits were packed, unless it says so itself."""
+    told = [store.manifest["splits"][split].get("expected") for split in options.splits]
+    if options.expected or options.ids or not all(told):
+        return options
+    return options.model_copy(update={"expected": sum(told)})
+
+
 def check_sets(store_path: Path | None, sets: Mapping[str, EvaluateSet]) -> None:
     """Raises: UserError if a set cannot be scored: its store, split, list, clips or truth is missing."""
     if store_path is None:

@@ -36,7 +36,7 @@ def test_every_form_gives_the_same_maps(tmp_path: Path):
 def test_batches_hold_one_shape(tmp_path: Path):
     np.savez(tmp_path / "m.npz", **{name: np.ones((2, side)) for name, side in zip("abcde", (3, 3, 3, 4, 3))})
     maps = ExternalMaps(tmp_path / "m.npz")
-    found = [(names, values.shape) for names, values in batches(maps, maps.clip_ids, 2)]
+    found = [(names, values.shape) for names, values in batches(maps, {name: name for name in maps.clip_ids}, 2)]
     assert found == [(["a", "b"], (2, 2, 3)), (["c"], (1, 2, 3)), (["d"], (1, 2, 4)), (["e"], (1, 2, 3))]
 
 

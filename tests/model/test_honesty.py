@@ -29,7 +29,14 @@ def test_a_damaged_list_is_said():
 
 def test_leaks_are_found_by_clip_and_by_recording():
     listed = TrainingList(["abcdefghijk_000010", "-_cdefghijk_30000_40000", "12345678.wav"], "here")
-    scored = ["abcdefghijk_000010", "abcdefghijk_000050", "-_cdefghijk_000030", "12345678", "other_12", "zzzzzzzzzzz_000010"]
+    scored = [
+        "abcdefghijk_000010",
+        "abcdefghijk_000050",
+        "-_cdefghijk_000030",
+        "12345678",
+        "other_12",
+        "zzzzzzzzzzz_000010",
+    ]
     leak = listed.leak(scored)
     assert leak.same.tolist() == [True, False, True, True, False, False]
     assert leak.related.tolist() == [True, True, True, True, False, False]

@@ -1,46 +1,79 @@
-"""The report: one file, nothing from outside, nobody's text taken for markup, and the right clips in the gallery."""
+"""The report: one file, nothing from outside, nobody's text taken for markup, and a browser that agrees."""
 
+import json
 import re
+import shutil
+import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
 
+from configs.schema import EvaluateConfig
 from model.base import Localization
-from model.report import Gallery, safe_name, write_report
-from model.scoring import ScoreTable, random_maps
+from model.gallery import Gallery, KeptMaps, build_gallery, choose
+from model.protocol import random_maps
+from model.report import BUDGET_BYTES, write_report
+from model.results import Results, SetResult
+from model.rows import Rows
+from model.scoring import ScoreTable, build_scorer
 from pipeline.batch import Truth
-from tests.model.test_scoring import make, table
+from pipeline.excerpts import Excerpt
+from pipeline.store import id_hash
 
 NASTY = "<script>alert('x')</script>&\"../../x"
 COUNT = 30
+BROWSER = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+)
 
 
-def scored_set(count: int = COUNT, kept: int = 4, mask: bool = False) -> tuple[ScoreTable, Gallery]:
-    scorer, gallery = make(bootstrap=10), Gallery(kept)
-    for first in range(0, count, 7):
-        names = [
-            f"{NASTY}{number}" if number == 0 else f"clip_{number}" for number in range(first, min(first + 7, count))
-        ]
-        truths = [
-            Truth(boxes=np.array([[0.1, 0.2, 0.6, 0.3 + number / 50, 0]]), label=NASTY if number % 2 else "dog")
-            if not mask
-            else Truth(mask=np.pad(np.full((20, 20), 255, np.uint8), 12), label="dog")
-            for number in range(first, first + len(names))
-        ]
-        image = torch.randint(0, 256, (7, 3, 48, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(first))
-        valid = torch.tensor([place < len(names) for place in range(7)])
-        maps = torch.zeros(7, 8, 8)
-        maps[: len(names)] = random_maps(names, 8, 8)
-        padded = names + names[:1] * (7 - len(names))
-        scored = scorer.add(
-            padded, valid, Localization(map=maps, bounds=(0, 1)), truths + truths[:1] * (7 - len(names))
-        )
-        gallery.add(image, scored)
-    return table(scorer, expected=count + 3), gallery
+def truth_of(number: int) -> Truth:
+    return Truth(boxes=np.array([[0.1, 0.2, 0.6, 0.3 + number / 50, 0]]), label=NASTY if number % 2 else "dog")
+
+
+def scored_set(count: int = COUNT, kept: int = 4, sound: bytes | None = b"ID3") -> tuple[list[ScoreTable], Gallery]:
+    """Tables under two protocols, and pictures, of clips with random maps."""
+    names = [f"{NASTY}0", *(f"clip_{number}" for number in range(1, count))]
+    truths = dict(zip(names, map(truth_of, range(count))))
+    maps, tables = KeptMaps(), []
+    found = Localization(map=random_maps(names, 8, 8), bounds=(0, 1))
+    maps.add(names, [True] * count, found)
+    for protocol in ("ez_vsl", "lvs"):
+        scorer = build_scorer(EvaluateConfig(bootstrap=10), protocol=protocol)
+        scorer.add(names, torch.ones(count, dtype=torch.bool), found, list(truths.values()))
+        tables.append(scorer.result(id_hash=id_hash, expected=count + 3))
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+
+    def excerpt(clip_id: str) -> Excerpt:
+        return Excerpt(image=image, truth=truths[clip_id], sound=sound)
+
+    rows = tables[0].rows
+    scorer = build_scorer(EvaluateConfig())
+    return tables, build_gallery(choose(rows, kept), scorer.rule, {"map": (maps, rows)}, excerpt)
+
+
+def write(path: Path, sets: dict[str, list[ScoreTable]], galleries: dict[str, Gallery]) -> str:
+    results = {
+        name: SetResult(of=name, about=NASTY, tables=tables, leak={"same": 1, "related": 2})
+        for name, tables in sets.items()
+    }
+    history = [
+        {"epoch": 1, "step": 10, "loss": 3.5, f"{NASTY}/ciou_50": 0.1},
+        {"epoch": 2, "step": 20, "loss": float("nan")},
+        {"epoch": 3, "step": 30, "loss": 2.5, f"{NASTY}/ciou_50": 0.3},
+    ]
+    write_report(
+        path,
+        results=Results(title=NASTY, sets=results, facts={"who": NASTY}, config={}),
+        galleries=galleries,
+        config_yaml=f"seed: 0 # {NASTY}",
+        history=history,
+    )
+    return path.read_text()
 
 
 class Page(HTMLParser):
@@ -53,6 +86,8 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.tags: list[str] = []
         self.links: list[str] = []
+        self.ids: list[str] = []
+        self.labels: list[str] = []
         self.text = ""
         self.feed(text)
         self.close()
@@ -61,6 +96,8 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.links += [value or "" for key, value in attrs if key in ("src", "href", "srcset", "data", "action")]
+        self.ids += [value or "" for key, value in attrs if key == "id"]
+        self.labels += [value or "" for key, value in attrs if key == "for"]
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -76,31 +113,17 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> str:
-    scores, gallery = scored_set()
-    path = tmp_path_factory.mktemp("report") / "report.html"
-    history = [
-        {"epoch": 1, "step": 10, "loss": 3.5, f"{NASTY}/ciou_50": 0.1},
-        {"epoch": 2, "step": 20, "loss": float("nan")},
-        {"epoch": 3, "step": 30, "loss": 2.5, f"{NASTY}/ciou_50": 0.3},
-    ]
-    write_report(
-        path,
-        title=NASTY,
-        tables={NASTY: scores},
-        galleries={NASTY: gallery},
-        facts={"who": NASTY},
-        config_yaml=f"seed: 0 # {NASTY}",
-        history=history,
-    )
-    return path.read_text()
+    tables, gallery = scored_set()
+    return write(tmp_path_factory.mktemp("report") / "r.html", {NASTY: tables, "b": tables}, {NASTY: gallery})
 
 
 def test_the_page_is_whole_and_loads_nothing(report: str):
     page = Page(report)
     assert "script" not in page.tags and "link" not in page.tags and "iframe" not in page.tags
-    assert page.links and all(link.startswith("data:image/jpeg;base64,") for link in page.links)
+    assert page.links and all(link.startswith(("data:image/jpeg;base64,", "data:audio/mpeg;")) for link in page.links)
     assert not re.search(r"url\(|@import|https?://", report)
     assert "default-src 'none'" in report
+    assert len(set(page.ids)) == len(page.ids) and set(page.labels) <= set(page.ids)
 
 
 def test_every_text_is_shown_as_text(report: str):
@@ -112,109 +135,142 @@ def test_every_text_is_shown_as_text(report: str):
 
 def test_the_page_holds_scores_floors_settings_and_curves(report: str):
     text = Page(report).text
-    scores, _ = scored_set()
-    for name, value in scores.scores.items():
-        assert name in text and f"{value:.3f}" in text
+    tables, _ = scored_set()
+    for table in tables:
+        for name, value in table.scores.items():
+            assert name in text and f"{value:.3f}" in text
+    for part in ("centre", "ones", "random", "ceiling", "95% interval", "30 of 33 clips", "bilinear to 224 x 224 px"):
+        assert part in text, part
+    for tab in ("Overview", "Scores", "Protocols", "Curves", "Classes", "Sizes", "Pictures", "Training", "About"):
+        assert f">{tab}</label>" in report, tab
     for part in (
-        "centre",
-        "ones",
-        "random",
-        "ceiling",
-        "95% interval",
-        "30 of 33 clips",
-        "bilinear to 224 x 224 px",
-        "loss",
+        "best by ciou",
+        "median by ciou",
+        "worst by ciou",
+        "medium (2% to 18%)",
+        "share of clips with at least",
     ):
         assert part in text, part
-    assert Page(report).tags.count("figure") >= 2 + 12
+    assert Page(report).tags.count("audio") == 16
 
 
-def test_the_gallery_keeps_the_best_the_worst_and_a_fair_draw():
-    scores, gallery = scored_set()
-    values = dict(zip(scores.rows["clip_id"].tolist(), scores.rows["ciou"].tolist()))
+def test_the_gallery_keeps_the_best_the_median_the_worst_and_a_fair_draw():
+    (table, _), gallery = scored_set()
+    values = dict(zip(table.rows["clip_id"].tolist(), table.rows["ciou"].tolist()))
     ranked = sorted(values.values())
-    assert [picture.rank[0] for picture in gallery.sections["best"]] == ranked[::-1][:4]
-    assert [picture.rank[0] for picture in gallery.sections["worst"]] == ranked[:4]
-    drawn = [picture.clip_id for picture in gallery.sections["random"]]
-    assert len(set(drawn)) == 4 and drawn != sorted(values)[:4]
-    for pictures in gallery.sections.values():
+    shown = {title: [picture.clip_id for picture in pictures] for title, pictures in gallery.items()}
+    assert [values[name] for name in shown["best by ciou"]] == ranked[::-1][:4]
+    assert [values[name] for name in shown["worst by ciou"]] == ranked[:4]
+    assert [values[name] for name in shown["median by ciou"]] == ranked[::-1][13:17]
+    assert len(set(shown["random"])) == 4 and shown["random"] != sorted(values)[:4]
+    for pictures in gallery.values():
         for picture in pictures:
-            assert picture.values["ciou"] == values[picture.clip_id]
+            assert picture.layers[0].values["ciou"] == values[picture.clip_id]
 
 
-def test_the_draw_does_not_depend_on_the_order():
-    gallery, other = Gallery(3), Gallery(3)
-    scorer, again = make(ciou={}), make(ciou={})
-    names = [f"clip_{number}" for number in range(12)]
-    truths = [Truth(boxes=np.array([[0.1, 0.1, 0.5, 0.5, 0]]))] * 12
-    image = torch.zeros(12, 3, 32, 32, dtype=torch.uint8)
-    for kept, one, order in ((gallery, scorer, range(12)), (other, again, range(11, -1, -1))):
-        for place in order:
-            maps = Localization(map=random_maps([names[place]], 5, 5), bounds=(0, 1))
-            kept.add(image[:1], one.add([names[place]], torch.tensor([True]), maps, [truths[place]]))
-    for section, pictures in gallery.sections.items():
-        assert [p.clip_id for p in pictures] == [p.clip_id for p in other.sections[section]]
-
-
-def test_few_clips_are_shown_once():
-    _, gallery = scored_set(count=4, kept=4)
-    ((title, pictures),) = gallery.sections.items()
-    assert title.startswith("all clips") and len(pictures) == 4
+def test_pictures_and_sounds_fit_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    tables, gallery = scored_set(sound=b"x" * 100_000)
+    whole = write(tmp_path / "a.html", {"a": tables}, {"a": gallery})
+    assert "left out" not in whole and whole.count("<audio") == 16
+    pictures = len(whole) - 16 * 4 * 100_000 // 3
+    monkeypatch.setattr("model.report.BUDGET_BYTES", pictures)
+    quiet = write(tmp_path / "b.html", {"a": tables}, {"a": gallery})
+    assert "the sounds are left out" in quiet and "<audio" not in quiet and quiet.count("class='card'") == 16
+    monkeypatch.setattr("model.report.BUDGET_BYTES", pictures // 3)
+    small = write(tmp_path / "c.html", {"a": tables}, {"a": gallery})
+    assert "the sounds and some of the pictures are left out" in small and 0 < small.count("class='card'") < 16
+    assert len(small) < len(quiet) // 2
 
 
 def test_no_gallery_is_no_pictures(tmp_path: Path):
-    scores, gallery = scored_set(kept=0)
-    gallery.write(tmp_path / "overlays")
-    assert list((tmp_path / "overlays").iterdir()) == []
-    write_report(
-        tmp_path / "r.html", title="t", tables={"s": scores}, galleries={"s": gallery}, facts={}, config_yaml=""
-    )
-    assert "data:image" not in Page((tmp_path / "r.html").read_text()).links
+    tables, gallery = scored_set(kept=0)
+    assert gallery == {}
+    assert "Pictures" not in write(tmp_path / "r.html", {"s": tables}, {"s": gallery})
 
 
-def test_overlays_are_pictures_with_safe_names(tmp_path: Path):
-    _, gallery = scored_set(count=3)
-    folder = tmp_path / "overlays"
-    folder.mkdir()
-    (folder / "stale.jpg").write_bytes(b"old")
-    gallery.write(folder)
-    names = {path.name for path in folder.iterdir()}
-    assert names == {f"{safe_name(name)}.jpg" for name in (f"{NASTY}0", "clip_1", "clip_2")}
-    assert list(tmp_path.iterdir()) == [folder]
-    for path in folder.iterdir():
-        picture = cv2.imread(str(path))
-        assert picture is not None and picture.shape == (240, 320, 3)
+def large_rows(rows: Rows, count: int) -> Rows:
+    """As many rows, of ids, labels and values that VGG-SS could have."""
+    draw = np.random.default_rng(0)
+    again = {key: column[draw.integers(len(column), size=count)] for key, column in rows.items()}
+    again["clip_id"] = np.array([f"{number:011d}_000010" for number in range(count)])
+    again["label"] = np.array([f"class number {number % 220}" for number in range(count)])
+    for name in ("ciou", "centre.ciou", "truth_area"):
+        again[name] = draw.random(count)
+    return again
 
 
-def test_boxes_and_the_hot_spot_are_drawn_where_they_are():
-    scorer, gallery = make(ciou={}), Gallery(1)
-    native = torch.zeros(1, 224, 224)
-    native[0, 160:180, 40:60] = 1
-    image = torch.full((1, 3, 100, 100), 128, dtype=torch.uint8)
-    truth = Truth(boxes=np.array([[0.5, 0.25, 1.0, 0.75, 0]]))
-    gallery.add(image, scorer.add(["a"], torch.tensor([True]), Localization(map=native, bounds=(0, 1)), [truth]))
-    ((picture,),) = gallery.sections.values()
-    plain, overlay = picture.plain().astype(int), picture.overlay().astype(int)
-    assert plain.shape == (320, 320, 3)
-    for x, y in ((160, 160), (318, 160), (240, 80), (240, 238)):
-        blue, green, red = plain[y, x]
-        assert green > 180 and blue < 130 and red < 130, (x, y)
-    assert plain[160, 240].tolist() == [128, 128, 128] and plain[160, 100].tolist() == [128, 128, 128]
-    assert abs(overlay[238, 66] - 128).max() > 40  # in the hot spot, beside the cross
-    assert abs(overlay[40, 40] - 128).max() < 3  # far from it the picture stays
+@pytest.fixture(scope="module")
+def full_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of 5,158 clips under two protocols, with the usual pictures of the usual size and sound."""
+    tables, gallery = scored_set(kept=12, sound=bytes(30_000))
+    tables = [replace(table, rows=large_rows(table.rows, 5158), found=5158, expected=5158) for table in tables]
+    noisy = np.random.default_rng(1).integers(0, 256, (180, 320, 3), dtype=np.uint8)
+    gallery = {title: [replace(picture, image=noisy) for picture in pictures] for title, pictures in gallery.items()}
+    path = tmp_path_factory.mktemp("full") / "report.html"
+    write(path, {"vggss": tables, "heard": tables, "unheard": tables}, {"vggss": gallery, "heard": gallery})
+    return path
 
 
-def test_a_mask_is_outlined(tmp_path: Path):
-    _, gallery = scored_set(count=2, mask=True)
-    picture = gallery.sections["all clips, best first"][0]
-    green = (picture.plain() == (94, 222, 74)).all(2)
-    assert green.any() and not green[120, 160]
+def test_the_report_of_vggss_is_small(full_report: Path):
+    assert 2_000_000 < full_report.stat().st_size < 30_000_000
+    assert BUDGET_BYTES < 25_000_000
 
 
-@pytest.mark.parametrize(
-    "name", ["", ".", "..", "a/b", "a\\b", "x" * 300, "ü", "a b", "con:", ".hidden", "-x_000010", "a_b"]
-)
-def test_names_are_safe_and_distinct(name: str):
-    safe = safe_name(name)
-    assert re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", safe)
-    assert safe != safe_name(name + "!") and (safe == name) == (name in ("-x_000010", "a_b"))
+def browse(page: Path, *options: str) -> str:
+    """What headless Chromium makes of a page, without a network."""
+    command = [
+        BROWSER,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--proxy-server=127.0.0.1:9",
+    ]
+    command += [f"--user-data-dir={page.parent / 'browser'}", *options, page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# A page that opens the report in a frame, goes through its tabs, and writes down what it sees. Only this page has a
+# script: the report allows none.
+PROBE = """<!doctype html><title>probe</title><pre id=out></pre>
+<iframe id=f width={width} height=800 src="{page}"></iframe>
+<script>
+const found = {{}}, frame = document.getElementById('f'), shown = node => node.getClientRects().length > 0;
+frame.onload = () => {{
+  const page = frame.contentDocument, root = page.documentElement;
+  const wide = () => found.wide = Math.max(found.wide || 0, root.scrollWidth);
+  found.panes = [];
+  for (const input of page.querySelectorAll('input[name=page]')) {{
+    input.click();
+    wide();
+    const panes = [...input.parentElement.children].filter(node => node.className === 'pane');
+    found.panes.push(panes.filter(shown).length + ':' + panes.findIndex(shown));
+    for (const inner of page.querySelectorAll('.pane .tabs > input')) {{
+      if (shown(inner.nextElementSibling)) {{ inner.click(); wide(); }}
+    }}
+  }}
+  found.images = page.images.length;
+  found.audio = page.querySelectorAll('audio').length;
+  found.decoded = [...page.images].filter(image => image.complete && image.naturalWidth).length;
+  found.plays = page.querySelector('audio').canPlayType('audio/mpeg');
+  document.getElementById('out').textContent = 'FOUND' + JSON.stringify(found) + 'END';
+}};
+</script>"""
+
+
+@pytest.mark.skipif(not BROWSER, reason="no Chromium or Chrome is installed: the report is not seen by a browser")
+@pytest.mark.parametrize("width_px", [390, 1200])
+def test_a_browser_shows_every_tab_on_a_phone_and_on_a_desktop(full_report: Path, width_px: int):
+    probe = full_report.parent / f"probe-{width_px}.html"
+    probe.write_text(PROBE.format(width=width_px, page=full_report.name))
+    # Pages of files are strangers to each other unless told otherwise.
+    dom = browse(probe, "--dump-dom", "--allow-file-access-from-files", "--virtual-time-budget=20000")
+    match = re.search("FOUND(.*)END</pre>", dom)
+    assert match, dom[-2000:]
+    found = json.loads(match[1])
+    assert found["panes"] == [f"1:{number}" for number in range(6)], "each tab shows its own pane alone"
+    assert found["wide"] <= width_px, "nothing sticks out to the right"
+    assert found["images"] == found["decoded"] == 2 * 2 * 48 and found["audio"] == 2 * 48
+    assert found["plays"]

@@ -1,0 +1,158 @@
+"""Differences between systems: paired, with the interval and the p-value that the numbers deserve."""
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.errors import UserError
+from configs.load import as_mapping
+from configs.schema import EvaluateConfig
+from model.compare import compare, render
+from model.results import Results, SetResult, read_results, write_results
+from model.rows import Rows
+from model.scoring import ScoreTable, build_scorer
+from pipeline.store import id_hash
+
+CONFIG = EvaluateConfig.model_validate({"sets": {"test": {}}, "metrics": {"ciou": {}}, "bootstrap": 20})
+
+
+def rows_of(ciou: np.ndarray, names: list[str] | None = None, group: list[str] | None = None) -> Rows:
+    count = len(ciou)
+    zero = np.zeros(count)
+    return {
+        "clip_id": np.array(names or [f"clip_{number:04d}" for number in range(count)]),
+        "label": np.array([""] * count),
+        "group": np.array(group or [""] * count),
+        "truth_area": zero + 0.3,
+        "negative": zero,
+        "odd_boxes": zero,
+        "flat_boxes": zero,
+        "ciou": ciou,
+    }
+
+
+def run(rows: Rows, title: str = "a", seed: int = 0, **config: object) -> Results:
+    scorer = build_scorer(CONFIG, blind=False)
+    scorer.extend(rows)
+    table: ScoreTable = scorer.result(id_hash=id_hash)
+    whole = {"seed": seed, "model": {"name": title}, "evaluate": as_mapping(CONFIG), **config}
+    sets = {"test": SetResult(of="test", about="", tables=[table], leak=None)}
+    return Results(title=title, sets=sets, facts={}, config=whole, where=Path(f"run-{title}-{seed}"))
+
+
+def by_score(runs: list[Results], resamples: int = 200) -> dict:
+    return {line.score: line for line in compare(runs, resamples).differences}
+
+
+def test_a_clear_difference_is_clear_and_noise_is_not():
+    draw = np.random.default_rng(0)
+    base = draw.random(300)
+    better = np.clip(base + 0.05, 0, 1)
+    shuffled = base + draw.normal(0, 0.2, 300)
+    clear = by_score([run(rows_of(base)), run(rows_of(better), "b")])["mean_ciou"]
+    assert clear.second - clear.first == pytest.approx(np.mean(better - base)) and clear.clips == 300
+    assert 0.04 < clear.low < clear.second - clear.first < clear.high < 0.06
+    assert clear.p == pytest.approx(1 / 201)
+    noise = by_score([run(rows_of(base)), run(rows_of(shuffled), "b")])["mean_ciou"]
+    assert noise.low < 0 < noise.high and noise.p is not None and noise.p > 0.05
+    # Paired: the clips differ among each other by far more than the two systems.
+    assert clear.high - clear.low < 0.1 * (2 * 1.96 * base.std() / np.sqrt(300))
+
+
+def test_the_interval_and_p_are_those_of_the_mean_difference():
+    draw = np.random.default_rng(1)
+    gap = draw.normal(0.02, 0.15, 400)
+    base = draw.uniform(0.3, 0.7, 400)
+    line = by_score([run(rows_of(base)), run(rows_of(base + gap), "b")], 2000)["mean_ciou"]
+    error = gap.std(ddof=1) / 20
+    assert line.low == pytest.approx(gap.mean() - 1.96 * error, abs=0.1 * error)
+    assert line.high == pytest.approx(gap.mean() + 1.96 * error, abs=0.1 * error)
+    flips = np.abs((draw.choice([-1, 1], (4000, 400)) * gap).mean(1))
+    assert line.p == pytest.approx(np.mean(flips >= abs(gap.mean())), abs=0.03)
+
+
+def test_the_same_maps_do_not_differ():
+    line = by_score([run(rows_of(np.linspace(0, 1, 50))), run(rows_of(np.linspace(0, 1, 50)), "b")])["ciou_50"]
+    assert (line.low, line.high, line.p) == (0, 0, 1)
+
+
+def test_only_shared_clips_count_in_any_order():
+    names = [f"clip_{number}" for number in range(60)]
+    values = np.linspace(0, 1, 60)
+    part = np.random.default_rng(2).permutation(60)[:40]
+    other = rows_of(values[part] + 0.1, [names[number] for number in part])
+    line = by_score([run(rows_of(values, names)), run(other, "b")])["mean_ciou"]
+    assert line.clips == 40 and line.second - line.first == pytest.approx(0.1) and line.low == pytest.approx(0.1)
+    with pytest.raises(UserError, match="no clip was scored by all"):
+        compare([run(rows_of(values, names)), run(rows_of(values), "b")], 10)
+
+
+def test_clips_of_a_group_go_together():
+    draw = np.random.default_rng(3)
+    base, gap = draw.random(100), np.repeat(draw.normal(0, 0.2, 10), 10)
+    alone = by_score([run(rows_of(base)), run(rows_of(base + gap), "b")])["mean_ciou"]
+    group = [f"g{number // 10}" for number in range(100)]
+    grouped = by_score([run(rows_of(base, group=group)), run(rows_of(base + gap, group=group), "b")])["mean_ciou"]
+    assert grouped.high - grouped.low > 2 * (alone.high - alone.low)
+
+
+def test_seeds_of_one_config_are_one_system():
+    values = np.linspace(0, 1, 40)
+    seeds = [run(rows_of(np.clip(values + shift, 0, 1)), "a", seed) for seed, shift in enumerate((0, 0.1, 0.2))]
+    other = [run(rows_of(values), "b", 0, optim={"lr": 1})]
+    found = compare([*seeds, *other], 50)
+    assert [len(system.runs) for system in found.systems] == [3, 1]
+    line = {line.score: line for line in found.differences}["mean_ciou"]
+    means = [np.clip(values + shift, 0, 1).mean() for shift in (0, 0.1, 0.2)]
+    assert line.first == pytest.approx(np.mean(means)) and line.spread[0] == pytest.approx(np.std(means, ddof=1))
+    assert line.spread[1] is None and line.p is None
+    heads, lines = found.scores()
+    assert "a, 3 seeds" in heads and f"{np.mean(means):.4f} ± {np.std(means, ddof=1):.4f}" in lines[2]
+    alone = compare(seeds, 50)
+    assert len(alone.systems) == 1 and alone.differences == [] and "Differences" not in alone.files()["md"]
+
+
+def test_runs_that_cannot_be_compared_are_refused():
+    first, second = run(rows_of(np.linspace(0, 1, 9))), run(rows_of(np.linspace(0, 1, 9)), "b")
+    second.sets["test"].tables[0].settings["truth"] = "boxes: first"
+    with pytest.raises(UserError, match="protocol ez_vsl was used with different settings"):
+        compare([first, second], 10)
+    second.sets["other"] = second.sets.pop("test")
+    with pytest.raises(UserError, match=r"share no set under one protocol: run-a-0: test \(ez_vsl\); run-b-0: other"):
+        compare([first, second], 10)
+
+
+def test_results_survive_the_disk(tmp_path: Path):
+    written = run(rows_of(np.linspace(0, 1, 9)))
+    folder = tmp_path / "eval-step"
+    folder.mkdir()
+    write_results(folder, written)
+    for path in (folder, tmp_path):
+        again = read_results(path)
+        table, expected = again.sets["test"].tables[0], written.sets["test"].tables[0]
+        assert again.title == "a" and again.config == written.config and again.where == folder
+        assert table.as_mapping() == expected.as_mapping()
+        assert all(np.array_equal(table.rows[key], column) for key, column in expected.rows.items())
+    (folder / "rows_test.npz").unlink()
+    with pytest.raises(UserError, match=r"results in .* are damaged"):
+        read_results(folder)
+    (folder / "scores.json").write_text('{"version": 1}')
+    with pytest.raises(UserError, match="is of version 1, this code reads 2: evaluate again"):
+        read_results(folder)
+
+
+def test_tables_are_rendered():
+    heads, lines = ["a_b", "c"], [["50 %", "x|y, z"], ["1 ± 2", "#"]]
+    assert render(heads, lines, "md").splitlines() == [
+        "| a_b | c |",
+        "| --- | --- |",
+        "| 50 % | x/y, z |",
+        "| 1 ± 2 | # |",
+    ]
+    assert list(csv.reader(io.StringIO(render(heads, lines, "csv")))) == [heads, *lines]
+    tex = render(heads, lines, "tex")
+    assert r"a\_b & c \\" in tex and r"50 \% & x|y, z \\" in tex and r"1 $\pm$ 2 & \# \\" in tex
+    assert tex.startswith(r"\begin{tabular}{ll}") and tex.rstrip().endswith(r"\end{tabular}")
