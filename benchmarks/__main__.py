@@ -9,6 +9,7 @@ from configs.errors import UserError, run_command
 from configs.resolve import names, nearest
 
 _NO_BENCHMARK = {"harness"}
+_TOOLS = {"make_store"}  # run by name only: they measure nothing
 
 
 def main(argv: list[str]) -> int:
@@ -25,7 +26,8 @@ def main(argv: list[str]) -> int:
     if arguments.name not in (*known, "list", "all"):
         hint = nearest(arguments.name, known)
         raise UserError(f"no benchmark '{arguments.name}'; there are: {', '.join(known)}.{hint}")
-    for name in known if arguments.name in ("list", "all") else [arguments.name]:
+    every = [name for name in known if arguments.name == "list" or name not in _TOOLS]
+    for name in every if arguments.name in ("list", "all") else [arguments.name]:
         module = _module(name)
         if arguments.name == "list":
             print(f"{name}\n    {(module.__doc__ or '').strip().splitlines()[0]}")

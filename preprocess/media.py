@@ -66,6 +66,7 @@ _JOINED_SAMPLES = 16_384  # of a frame that is resampled: fits the second-level 
 _LUMA_FORMATS = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "nv12", "gray")
 _NEAR_S = 1.0  # so long before a wanted picture all are decoded, whatever delay their order needs
 _SEEK_GAIN_S = 0.5
+_LAST_S = 1e9  # no file has later pictures, and FFmpeg counts in 64 bits
 _SEEK_BEYOND_S = 30.0
 _SEEK_MARGIN_S = 10.0
 
@@ -211,7 +212,7 @@ def _plain_wav(path: Path, start_s: float, limit_s: float, channel: str) -> Soun
             first = min(round(start_s * rate), size // block)
             file.seek(start + first * block)
             samples = np.empty((min(round(limit_s * rate) + 1, size // block - first), channels), "<i2")
-            if file.readinto(samples.reshape(-1).view(np.uint8)) < samples.nbytes:
+            if file.readinto(samples.reshape(-1).view(np.uint8).data) < samples.nbytes:
                 return None
     except (OSError, struct.error):
         return None
@@ -380,7 +381,7 @@ def _nearest(
             still = None
 
         whole = all_pictures or counted
-        sought = not whole and _seek(container, stream, zero, times_s[0])
+        sought = not whole and _seek(container, stream, zero, min(times_s[0], _LAST_S))
         previous: tuple[av.VideoFrame, float] | None = None
         before: av.VideoFrame | None = None  # the one before `previous`
         # The flow needs every picture that follows one that is kept.
