@@ -5,7 +5,8 @@ from a warm page cache in this process, on one thread; batches of 64. All crop, 
 usual loader is written from the description of EZ-VSL's: Pillow, bicubic to 246 px, crop 224, flip, normalised float32;
 the middle of the wav by PyAV, frame by frame; scipy's spectrogram on every visit. The general formats keep the JPEG and
 the finished float16 window, and do with them what the reference loader does: OpenCV, uint8 out. Those whose packages
-are not installed (extra `bench`) are left out.
+are not installed (extra `bench`) are left out; MosaicML streaming asks for an older numpy and needs an environment of
+its own.
 A good answer: the usual loader 10 times our CPU time or more; the general formats not below ours.
 """
 
@@ -125,6 +126,7 @@ def _usual(folder: Path, clips: list[Clip]) -> Iterator[Any]:
     def sound(path: Path) -> torch.Tensor:
         with av.open(str(path)) as container:
             stream = container.streams.audio[0]
+            assert stream.duration is not None and stream.time_base is not None
             rate, length_s = stream.rate, float(stream.duration * stream.time_base)
             start_s = max(0.0, (length_s - _SECONDS) / 2)
             container.seek(int(start_s * av.time_base))
@@ -133,6 +135,7 @@ def _usual(folder: Path, clips: list[Clip]) -> Iterator[Any]:
             for frame in container.decode(audio=0):
                 for piece in resampler.resample(frame):
                     if skip is None:
+                        assert frame.pts is not None and frame.time_base is not None
                         skip = round((start_s - float(frame.pts * frame.time_base)) * rate)
                     pieces.append(piece.to_ndarray()[0])
                     kept += len(pieces[-1])
@@ -157,14 +160,15 @@ def _changed(samples: Iterable[tuple[str, bytes, np.ndarray]], clips: list[Clip]
     """Batches of pictures, decoded, cropped, resized and flipped as the reference loader does it, and spectrograms."""
     sizes = {clip_id: Image.open(io.BytesIO(jpeg)).size for clip_id, jpeg, _, _ in clips}
     samples = iter(samples)
-    assert recipe.crop is not None
+    crop_part = recipe.crop
+    assert crop_part is not None
     for count in itertools.count():
         block = list(itertools.islice(samples, _BATCH))
         draws = Draws(0, count, clip_keys([clip_id for clip_id, _, _ in block]))
         width, height = np.array([sizes[clip_id] for clip_id, _, _ in block]).T
         frames, (window, bins) = np.array([len(item[2]) for item in block]), block[0][2].shape
         known = Clips(width, height, frames, window, bins, _SIZE_PX, log_floor=0.0)
-        crop, flip = recipe.crop.draw(draws, known), recipe.image[0].draw(draws, known)
+        crop, flip = crop_part.draw(draws, known), recipe.image[0].draw(draws, known)
         images = np.empty((len(block), _SIZE_PX, _SIZE_PX, 3), np.uint8)
         for row, (_, jpeg, _) in enumerate(block):
             picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)

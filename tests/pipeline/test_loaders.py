@@ -11,6 +11,11 @@ side 256 px, JPEG quality 90, 224 px out), mean over all and largest of all; spe
     color_jitter, p = 1   0.135   3             0.189  16            0.186   8            0.277  17
     time_crop, masks      0.097   1             0.150  10            0.147   5            0.242  14
     all                   0.143   3             0.168   5            0.175   7            0.308  18
+    blur, p = 1           0.091   1                                  0.083   3
+    greyscale, p = 1      0.192   2                                  0.211   3
+
+The resident loader, measured likewise, is as near or nearer: 0.092 of 0.096, 0.123 of 0.124, greyscale 0.094 and 0.129.
+Flow differs by less than 0.1 of a code.
 
 Decoded pictures are equal to the last bit, and bilinear differs by rounding. With antialias the outermost ring differs
 more, because DALI repeats the edge of the picture where torch leaves it out: without that ring the largest bilinear
@@ -116,7 +121,8 @@ def test_an_iterator_from_before_a_move_is_refused(textured_store: Path, loader:
 
 
 CASES = {"no augmentation": {}, **{name: {name: options} for name, options in ALL.items()}}
-CASES |= {"random_crop": {"random_crop": {}}, "all": ALL}
+CASES |= {"random_crop": {"random_crop": {}}, "blur": {"blur": {"p": 1}}, "greyscale": {"greyscale": {"p": 1}}}
+CASES |= {"all": ALL}
 IMAGES: dict[str, dict[str, Any]] = {
     "linear": {},
     "linear, antialias": {"antialias": True},
@@ -136,21 +142,24 @@ LIMITS = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("image", IMAGES)
-def test_dali_agrees_with_the_reference(textured_store: Path, case: str, image: str):
+def test_loaders_agree_with_the_reference(textured_store: Path, case: str, image: str):
     changes = {"augment": CASES[case], "image": {"size_px": 64, **IMAGES[image]}}
-    dali = stream(data_config(textured_store, "dali", **changes), epochs=1)
     reference = stream(data_config(textured_store, "reference", **changes), epochs=1)
-    assert len(dali) == len(reference) == 8
-    gaps = []
-    for one, other in zip(dali, reference):
-        assert one.clip_id == other.clip_id and torch.equal(one.valid, other.valid)
-        assert torch.equal(one.spectrogram, other.spectrogram)
-        gaps.append((one.image.int() - other.image.int()).abs())
-    gap = torch.cat(gaps).double()
     mean, inside, largest = LIMITS[image]
     if "color_jitter" in CASES[case]:  # factors of up to 1.4 * 1.4 enlarge what the resizing left
         mean, inside, largest = 2 * mean, 4 * inside, 4 * largest
-    assert gap.mean() <= mean and gap[..., 1:-1, 1:-1].max() <= inside and gap.max() <= largest
+    if case == "greyscale":  # DALI's coefficients are rounded
+        mean, inside, largest = 2 * mean, 2 * inside, 2 * largest
+    for loader in ("dali", "resident"):
+        found = stream(data_config(textured_store, loader, **changes), epochs=1)
+        assert len(found) == len(reference) == 8
+        gaps = []
+        for one, other in zip(found, reference):
+            assert one.clip_id == other.clip_id and torch.equal(one.valid, other.valid)
+            assert torch.equal(one.spectrogram, other.spectrogram)
+            gaps.append((one.image.int() - other.image.int()).abs())
+        gap = torch.cat(gaps).double()
+        assert gap.mean() <= mean and gap[..., 1:-1, 1:-1].max() <= inside and gap.max() <= largest, loader
 
 
 @pytest.mark.gpu
