@@ -115,7 +115,7 @@ def _usual(folder: Path, clips: list[Clip]) -> Iterator[Any]:
             file.writeframes(waveform.tobytes())
     change = transforms.Compose(
         [
-            transforms.Resize(int(_SIZE_PX * 1.1), Image.Resampling.BICUBIC),
+            transforms.Resize(int(_SIZE_PX * 1.1), transforms.InterpolationMode.BICUBIC),
             transforms.RandomCrop(_SIZE_PX),
             transforms.RandomHorizontalFlip(),
             transforms.ToTensor(),
@@ -172,6 +172,7 @@ def _changed(samples: Iterable[tuple[str, bytes, np.ndarray]], clips: list[Clip]
         images = np.empty((len(block), _SIZE_PX, _SIZE_PX, 3), np.uint8)
         for row, (_, jpeg, _) in enumerate(block):
             picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+            assert picture is not None
             (y, x), (tall, wide) = crop["start"][row], crop["shape"][row]
             cv2.resize(picture[y : y + tall, x : x + wide], (_SIZE_PX, _SIZE_PX), dst=images[row])
             recipe.image[0].reference(images[row], {"on": flip["on"][row]})
