@@ -204,10 +204,11 @@ def _claimed(path: Path) -> Iterator[None]:
     """The store closed to other processes that change it. Raises: UserError if one is at it."""
     folder = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another process is changing {path}; wait for it, or stop it first") from error
         yield
-    except BlockingIOError as error:
-        raise UserError(f"another process is changing {path}; wait for it, or stop it first") from error
     finally:
         os.close(folder)
 

@@ -171,6 +171,14 @@ def test_the_command(store: Path, capsys: pytest.CaptureFixture[str]):
     assert "8 bits, off by 0.026" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_store_is_changed_by_one_at_a_time(store: Path):
+    def again(kind: str, what: str) -> None:
+        extend(store, [NEW], "float16", HERE)
+
+    with pytest.raises(UserError, match="another process is changing"):
+        extend(store, [NEW], "float16", HERE, report=again)
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments(store: Path):
     """Whenever the command is killed, the store verifies but for shards that no manifest names yet, and can be read."""
