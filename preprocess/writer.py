@@ -163,7 +163,7 @@ def pack(
 def _tasks(
     root: Path, store: Path, plan_hash: str, config: PackConfig, order: list[SourceClip], shard_clips: int
 ) -> list[ShardTask]:
-    there = (clip.file for clip in order if (root / clip.file).is_file())
+    there = (file for file in dict.fromkeys(clip.file for clip in order) if (root / file).is_file())
     landmarks = tuple(itertools.islice(there, _LANDMARKS))
     return [
         ShardTask(
