@@ -28,6 +28,8 @@ class _Line(BaseModel):
     label: str | None = None
     boxes: Any = None
     mask: str | None = None
+    flow_x: str | None = None
+    flow_y: str | None = None
     group: str | None = None
 
 
@@ -35,8 +37,8 @@ class Manifest(Layout):
     """INPUT is a .jsonl file, or a folder with `manifest.jsonl`; paths in it are relative to its folder.
 
     Keys: clip_id; video, or image and audio; start_s, duration_s, annotated_s (seconds); split, label, group; boxes
-    (rows of x0, y0, x1, y1 and perhaps the annotator, fractions of the picture) or mask (a picture file). Other keys
-    are kept in `Record.extra`.
+    (rows of x0, y0, x1, y1 and perhaps the annotator, fractions of the picture) or mask (a picture file); flow_x and
+    flow_y (grey pictures of ready optical flow in the published encoding). Other keys are kept in `Record.extra`.
     """
 
     class Config(LayoutConfig):
@@ -105,9 +107,11 @@ class Manifest(Layout):
             raise UserError(f"{where}: has 'video' and 'image'; the picture can come from one of them only")
         if line.boxes is not None and line.mask is not None:
             raise UserError(f"{where}: has 'boxes' and 'mask'; the truth can be one of them only")
+        if (line.flow_x is None) != (line.flow_y is None):
+            raise UserError(f"{where}: 'flow_x' and 'flow_y' come together, but one is missing")
         paths = {
-            key: None if text is None else inside(self.root, text, f"{where}, {key}")
-            for key, text in (("video", line.video), ("image", line.image), ("audio", line.audio), ("mask", line.mask))
+            key: None if (text := getattr(line, key)) is None else inside(self.root, text, f"{where}, {key}")
+            for key in ("video", "image", "audio", "mask", "flow_x", "flow_y")
         }
         return SourceClip(
             clip_id=check_id(line.clip_id, where),
@@ -119,8 +123,5 @@ class Manifest(Layout):
             annotated_s=line.annotated_s,
             boxes=None if line.boxes is None else parse_boxes(line.boxes, where),
             extra=dict(line.model_extra or {}),
-            video=paths["video"],
-            image=paths["image"],
-            audio=paths["audio"],
-            mask=paths["mask"],
+            **paths,
         )

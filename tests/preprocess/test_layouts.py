@@ -49,7 +49,8 @@ def test_a_manifest_line_with_everything(tmp_path: Path):
         "group": "g",
         "boxes": [[0, 0.1, 0.5, 1], [0, 0, 1, 1, 2]],
     }
-    assert manifest_of(tmp_path, line, "", {"clip_id": "b", "image": "b.jpg", "audio": "b.ogg"}).clips() == [
+    second = {"clip_id": "b", "image": "b.jpg", "audio": "b.ogg", "flow_x": "x/b.jpg", "flow_y": "y/b.jpg"}
+    assert manifest_of(tmp_path, line, "", second).clips() == [
         SourceClip(
             clip_id="a b-é",
             video="sub/a.mp4",
@@ -62,7 +63,7 @@ def test_a_manifest_line_with_everything(tmp_path: Path):
             group="g",
             boxes=[[0.0, 0.1, 0.5, 1.0, 0.0], [0.0, 0.0, 1.0, 1.0, 2.0]],
         ),
-        SourceClip(clip_id="b", image="b.jpg", audio="b.ogg"),
+        SourceClip(clip_id="b", image="b.jpg", audio="b.ogg", flow_x="x/b.jpg", flow_y="y/b.jpg"),
     ]
 
 
@@ -112,6 +113,7 @@ def test_unknown_keys_are_kept_and_named_once(tmp_path: Path):
             r"line 2, audio: the path '/etc/passwd' leads out",
         ),
         ({"clip_id": "a", "video": "link/a.mp4"}, "leads out of"),
+        ({"clip_id": "a", "video": "a.mp4", "flow_x": "x.jpg"}, "'flow_x' and 'flow_y' come together"),
         ({"clip_id": "a", "video": "a\0.mp4"}, "null character"),
     ],
 )
