@@ -11,6 +11,7 @@ from torch import Tensor
 
 from configs.schema import FrontendConfig
 
+_PHASES = 32  # of a resampling kernel that are computed together
 _LONG, _PIECE = 2**19, 2**18  # values of all segments of a clip; of those transformed at once
 
 
@@ -148,6 +149,20 @@ def _resampler(rate_hz: int, new_rate_hz: int, device: torch.device) -> torchaud
     return torchaudio.transforms.Resample(rate_hz, new_rate_hz).to(device)
 
 
+@lru_cache(maxsize=32)
+def _resampling_bands(
+    rate_hz: int, new_rate_hz: int, device: torch.device
+) -> tuple[int, list[tuple[int, int, Tensor]]]:
+    """Half width of the kernel, and for each band of output phases which of its taps are not zero, and them."""
+    made = _resampler(rate_hz, new_rate_hz, device)
+    bands = []
+    for phases in made.kernel[:, 0].split(_PHASES):
+        used = phases.abs().sum(0).nonzero()
+        first, end = int(used[0]), int(used[-1]) + 1
+        bands.append((first, end, phases[:, first:end].T.contiguous()))
+    return made.width, bands
+
+
 def resample(waveform: Tensor, rate_hz: int, new_rate_hz: int) -> Tensor:
     """`(..., n)` float at another rate, by windowed sinc (torchaudio's defaults: width 6, roll-off 0.99, Hann).
 
@@ -155,7 +170,15 @@ def resample(waveform: Tensor, rate_hz: int, new_rate_hz: int) -> Tensor:
     """
     if rate_hz == new_rate_hz:
         return waveform
-    return _resampler(rate_hz, new_rate_hz, waveform.device)(waveform).clamp_(-1, 1)
+    common = math.gcd(rate_hz, new_rate_hz)
+    step, phases = rate_hz // common, new_rate_hz // common
+    if phases < _PHASES:
+        return _resampler(rate_hz, new_rate_hz, waveform.device)(waveform).clamp_(-1, 1)
+    # torchaudio's convolution multiplies mostly by zeros here: 44.1 kHz to 16 kHz takes a quarter of its time this way.
+    width, bands = _resampling_bands(rate_hz, new_rate_hz, waveform.device)  # pyright: ignore[reportArgumentType]
+    blocks = torch.nn.functional.pad(waveform, (width, width + step)).unfold(-1, 2 * width + step, step)
+    resampled = torch.cat([blocks[..., first:end] @ taps for first, end, taps in bands], dim=-1).flatten(-2)
+    return resampled[..., : -(-waveform.shape[-1] * phases // step)].clamp_(-1, 1)
 
 
 def lengthen(waveform: Tensor, samples: int, rule: str) -> Tensor:

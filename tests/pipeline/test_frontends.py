@@ -188,3 +188,12 @@ def test_resample_and_lengthen():
     assert lengthen(sound, 12, "tile").tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]
     assert lengthen(sound, 7, "pad").tolist() == [0, 1, 2, 3, 4, 0, 0]
     assert lengthen(sound, 3, "pad") is sound
+
+
+@pytest.mark.parametrize(("rate_hz", "new_rate_hz"), [(44100, 16000), (22050, 16000), (16000, 22050), (48000, 16000)])
+@pytest.mark.parametrize("shape", [(44100,), (2, 3, 12345), (1, 7)])
+def test_resampling_is_that_of_torchaudio(rate_hz: int, new_rate_hz: int, shape: tuple[int, ...]):
+    waveform = 0.2 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    wanted = torchaudio.transforms.Resample(rate_hz, new_rate_hz)(waveform).clamp(-1, 1)
+    found = resample(waveform, rate_hz, new_rate_hz)
+    assert found.shape == wanted.shape and (found - wanted).abs().max() < 1e-6
