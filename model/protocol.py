@@ -4,7 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -18,6 +18,8 @@ from pipeline.batch import Truth
 
 STEPS = 256
 """Truth is drawn in steps of 1/256, so that sums over pixels are exact in any order."""
+_FEW_LINES = 32
+"""Up to so many lines of a native map, resizing by a matrix product is faster."""
 CENTRE_SIGMA = 50 / 224
 """Width of the centred Gaussian as a share of the map's side."""
 
@@ -73,7 +75,10 @@ class Maps:
     @cached_property
     def extremes(self) -> tuple[Tensor, Tensor]:
         """`(B,)` twice: the least and the largest value of `resized`."""
-        return self.resized.amin((1, 2)), self.resized.amax((1, 2))
+        if self.resized.device.type != "cpu":
+            return self.resized.amin((1, 2)), self.resized.amax((1, 2))
+        values = self.resized.flatten(1).numpy()
+        return torch.from_numpy(values.min(1)), torch.from_numpy(values.max(1))
 
     @cached_property
     def best(self) -> Tensor:
@@ -237,6 +242,13 @@ class Protocol(ABC):
         mode, corners = self.resize_mode, self.align_corners
         if prior and self.prior_resize is not None:
             mode, corners = self.prior_resize
+        height = native.shape[1]
+        if mode == "bilinear" and native.device.type == "cpu" and height <= _FEW_LINES:
+            # Along the lines first, then along the columns as a matrix product: a quarter of the time, and the same
+            # bits where torch multiplies and adds in one operation. The product adds up from its last line to its
+            # first, as torch does.
+            lines = interpolate(native[:, None], (height, self.size_px), mode=mode, align_corners=corners)[:, 0]
+            return _column_weights(height, self.size_px, corners) @ lines.flip(1)
         return interpolate(native[:, None], size, mode=mode, align_corners=corners)[:, 0]
 
     def scale(self, maps: Maps) -> Tensor:
@@ -387,6 +399,13 @@ def overlap(mask: Tensor, other: Tensor) -> Tensor:
         return (mask & other).sum((1, 2))
     pairs = zip(mask.numpy(), other.numpy(), strict=True)
     return torch.tensor([np.count_nonzero(np.logical_and(*pair)) for pair in pairs], dtype=torch.int64)
+
+
+@cache
+def _column_weights(height: int, side: int, corners: bool) -> Tensor:
+    """(side, height): what linear resizing of a column makes of its values, the last one first."""
+    steps = torch.eye(height)[:, None, :, None]
+    return interpolate(steps, (side, 1), mode="bilinear", align_corners=corners)[:, 0, :, 0].T.flip(1).contiguous()
 
 
 def _compare(maps: Tensor, bound: Tensor, compare: np.ufunc) -> Tensor:
