@@ -56,7 +56,12 @@ def write_shard(task: ShardTask, report: Report) -> None:
     except (OSError, lmdb.Error) as error:
         if isinstance(error, ConnectionError):
             raise  # the process that asked for the shard is gone
-        raise UserError(f"cannot write {temporary}: {error}") from error
+        # LMDB calls a full disk an input/output error.
+        free = shutil.disk_usage(task.store).free / 2**20
+        raise UserError(
+            f"cannot write {temporary}: {error} ({free:.0f} MiB are free there). What is packed stays; when there is "
+            "room, run the same command to go on"
+        ) from error
     finally:
         torch.set_num_threads(threads)
     report("shard", task.name)
