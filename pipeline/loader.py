@@ -118,7 +118,8 @@ class PlannedLoader(ABC):
         self.plan = plan
         self._ahead = ahead
         self._maker = ThreadPoolExecutor(1, "whence-loader")
-        self._making: deque[Future[Batch]] = deque()
+        self._making: deque[Future[tuple[Batch, int]]] = deque()
+        self.bytes_read = 0
         self._epoch = 0
         self._samples = 0
         self._turn = 0  # raised whenever the place is moved, so that an iterator of before can tell
@@ -166,12 +167,13 @@ class PlannedLoader(ABC):
                     self._begin(self._epoch, self._samples, steps)
                 self._submit(min(self._ahead + 1, steps - step))
                 self._ready += sum(making.done() for making in self._making)
-                batch = self._making.popleft().result()
+                batch, size = self._making.popleft().result()
             except BaseException:
                 self.close()
                 raise
             self._waited_s += time.perf_counter() - asked_s
             self._handed_out += 1
+            self._bytes += size
             self._samples = min(self._samples + self.plan.global_batch, self.plan.count)
             yield batch
 
@@ -180,16 +182,16 @@ class PlannedLoader(ABC):
         while len(self._making) < count:
             self._making.append(self._maker.submit(self._make))
 
-    def _make(self) -> Batch:
+    def _make(self) -> tuple[Batch, int]:
+        """A batch and how many bytes were read for it."""
         if self._broken:
             raise RuntimeError("an earlier batch of this loader failed")
+        before = self.bytes_read
         try:
-            batch = self._next()
+            return self._next(), self.bytes_read - before
         except BaseException:
             self._broken = True
             raise
-        self._made += 1
-        return batch
 
     def _forget(self) -> None:
         """Give up what is being made ahead, and wait for the batch in work: it reads the store in place."""
@@ -224,13 +226,13 @@ class PlannedLoader(ABC):
             clips=self._handed_out * self.plan.batch_size,
             wait_s=self._waited_s,
             ready=self._ready / max(1, self._handed_out),
-            bytes_per_clip=self.bytes_read / max(1, self._made * self.plan.batch_size),
+            bytes_per_clip=self._bytes / max(1, self._handed_out * self.plan.batch_size),
         )
         self._reset_stats()
         return found
 
     def _reset_stats(self) -> None:
-        self.bytes_read = self._made = self._handed_out = self._ready = 0
+        self._bytes = self._handed_out = self._ready = 0
         self._waited_s = 0.0
 
     def close(self) -> None:

@@ -177,6 +177,20 @@ def test_the_graph_on_a_gpu_agrees_with_the_reference(textured_store: Path, deco
         assert (one.image.cpu().int() - other.image.int()).abs().double().mean() < 6
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("options", [{}, {"memory": "host"}, {"decoder": "dali"}, {"compile": True}])
+def test_the_set_on_a_gpu_agrees_with_the_reference(textured_store: Path, options: dict[str, Any]):
+    on_gpu = stream(data_config(textured_store, {"name": "resident", **options}), device="cuda")
+    reference = stream(data_config(textured_store, "reference"))
+    for one, other in zip(on_gpu, reference, strict=True):
+        assert one.image.is_cuda and one.spectrogram.is_cuda and one.clip_id == other.clip_id
+        torch.testing.assert_close(one.spectrogram.cpu(), other.spectrogram)
+        # DALI's decoder on a GPU spreads chroma over its pixels differently.
+        limit = 6 if "decoder" in options else 0.5
+        assert (one.image.cpu().int() - other.image.int()).abs().double().mean() < limit
+
+
 @pytest.mark.parametrize("name", ["random_resized_crop", "random_crop"])
 def test_decoding_the_crop_equals_cutting_it(textured_store: Path, name: str):
     found = [
