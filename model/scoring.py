@@ -22,8 +22,6 @@ from model.metric import Metric
 from model.protocol import Maps, Protocol, SetFacts, Source, TruthMaps, centred_gaussian, random_maps
 from model.refinement import Localize, Mixtures, Refinement
 from model.rows import Rows, gather_rows, join_rows, take_rows, units
-from model.rows import load_rows as load_rows
-from model.rows import save_rows as save_rows
 from pipeline.batch import Batch, Truth
 
 FLOORS = ("centre", "ones", "random")
