@@ -360,6 +360,7 @@ h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
 .tabs > input:focus-visible + label { outline: 2px solid var(--ink); outline-offset: 1px; }
 .tabs > .pane { display: none; }
 {tabs}
+@media (max-width: 640px) { .scores .plot { display: none; } }
 @media print { .tabs > .pane { display: block; } }
 p { margin: .4rem 0; }
 .quiet, dt, figcaption { color: var(--quiet); font-size: .87rem; }
@@ -403,7 +404,7 @@ svg text { fill: var(--quiet); font-size: 11px; }
   margin: 1rem 0; }
 figure { margin: 0; }
 .charts svg { width: 100%; height: auto; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(150px, 46%), 1fr)); gap: .8rem; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(200px, 46%), 1fr)); gap: .8rem; }
 .card { border: 1px solid var(--line); border-radius: 8px; overflow: hidden; }
 .card figcaption { padding: .4rem .55rem .5rem; font-size: .8rem; line-height: 1.4; overflow-wrap: anywhere; }
 .card figcaption b { color: var(--ink); }
