@@ -294,7 +294,8 @@ class Protocol(ABC):
             boxes = [each[:1] for each in boxes]
         owner = np.repeat(np.arange(len(truths)), [len(each) for each in boxes])
         given = np.concatenate(boxes)[:, :4]
-        drawn = (np.clip(given, 0, 1) * self.size_px).astype(np.int64)
+        # A corner that was given in pixels of 224 and stored as a fraction is that pixel again, and not the one before.
+        drawn = (np.clip(given, 0, 1) * self.size_px + 1e-9).astype(np.int64)
         odd = ((given < -1) | (given > 2)).any(1)
         flat = (drawn[:, 2:] <= drawn[:, :2]).any(1)
         by_votes = [truth.boxes is not None and self._by_consensus(truth) for truth in truths]

@@ -239,6 +239,11 @@ def test_clips_of_every_kind_are_drawn_alike_alone_and_together():
     assert together.area.tolist()[2] == together.area.tolist()[4] == 0
 
 
+def test_corners_given_in_pixels_are_those_pixels():
+    truths = [Truth(boxes=np.array([[0, 0, 1, pixel / 224, 0]])) for pixel in range(225)]
+    assert protocol("ez_vsl").rasterise(truths).area.tolist() == [224 * pixel for pixel in range(225)]
+
+
 def test_broken_boxes_are_counted_and_cut_at_the_edge():
     absurd = Truth(boxes=np.array([[0.25, 0.5, 0.75, -2.88e16, 0], [0.25, 0.5, 0.75, 2.88e16, 0]]))
     line = Truth(boxes=np.array([[0.5, 0, 0.5, 1, 0], [0, 0, 0, 0, 0], [-0.25, 0, 1.25, 0.25, 0]]))
