@@ -33,7 +33,9 @@ demo: env
 test: env
 	$(SINGLE) $(PY) -m pytest -n 2 -m "not slow and not gpu"
 
+# Ray and timm are extras that the slow tests exercise too.
 test-slow: env
+	.venv/bin/uv pip install --quiet --python $(PY) -c constraints/$(STACK).txt -r pyproject.toml --extra ray --extra timm
 	$(SINGLE) $(PY) -m pytest -n 2 -m "slow and not gpu"
 
 lint: env
