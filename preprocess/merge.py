@@ -87,11 +87,21 @@ def _check_same(stores: Sequence[Path], manifests: list[dict[str, Any]]) -> None
                 differing += [f"{key}.{part}" for part in {**ours, **theirs} if ours.get(part) != theirs.get(part)]
             elif ours != theirs:
                 differing.append(key)
+        differing += [
+            f"spectrogram_storage.{name}"
+            for name in first["spectrogram_storage"].keys() & manifest["spectrogram_storage"].keys()
+            if _coding(first, name) != _coding(manifest, name)
+        ]
         if differing:
             raise UserError(
                 f"{stores[0]} and {store} were packed differently ({', '.join(differing)}). Only stores with the same "
                 "options, front-ends and flow can be merged; `python -m preprocess info` shows theirs"
             )
+
+
+def _coding(manifest: dict[str, Any], name: str) -> dict[str, Any]:
+    """How the values of a front-end are stored; how far they are off differs between stores of the same options."""
+    return {key: value for key, value in manifest["spectrogram_storage"][name].items() if key != "max_error"}
 
 
 def _check_ids(stores: Sequence[Path], manifests: list[dict[str, Any]]) -> dict[str, list[str]]:

@@ -9,6 +9,7 @@ from configs.load import load_frontend
 from pipeline.store import DATA, Store, id_hash
 from preprocess.__main__ import main
 from preprocess.engines.local import Local
+from preprocess.extend import extend
 from preprocess.layouts.manifest import Manifest
 from preprocess.merge import merge
 from preprocess.options import PackConfig
@@ -107,6 +108,12 @@ def test_stores_of_other_options_are_not_joined(tmp_path: Path):
         merge(tmp_path / "out", [first, quality])
     with pytest.raises(UserError, match=r"frontends.logmel64, frontends.ez_vsl"):
         merge(tmp_path / "out", [first, frontend])
+    with_codes = packed(tmp_path, "gh", CONFIG.model_copy(update={"spectrogram_dtype": "float16"}))
+    extended = packed(tmp_path, "ij", CONFIG.model_copy(update={"spectrogram_dtype": "float16"}))
+    for store, dtype in ((with_codes, "uint8"), (extended, "float16")):
+        extend(store, [load_frontend("ez_vsl")], dtype, Local(Local.Config(name="local", workers=0)))
+    with pytest.raises(UserError, match=r"packed differently \(spectrogram_storage.ez_vsl\)"):
+        merge(tmp_path / "out", [with_codes, extended])
     assert not (tmp_path / "out").exists()
 
 
