@@ -47,6 +47,9 @@ class ResNet(nn.Module):
             description="frozen BatchNorm uses its stored statistics; false: in training the batch's, and goes on "
             "collecting them, as Hear the Flow and SIRA-SSL do",
         )
+        float32_stages: int = Field(
+            0, ge=0, le=5, description="so many of stem, layer1, ... layer4 stay in float32 under autocast"
+        )
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -76,6 +79,16 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen):
-            net = self.net
-            x = net.maxpool(net.relu(net.bn1(net.conv1(self.standardise(x)))))
-            return net.layer4(net.layer3(net.layer2(net.layer1(x))))
+            net, full = self.net, self.config.float32_stages
+            stages = [self._stem, net.layer1, net.layer2, net.layer3, net.layer4]
+            with torch.autocast(x.device.type, enabled=False):
+                x = self.standardise(x)
+                for stage in stages[:full]:
+                    x = stage(x)
+            for stage in stages[full:]:
+                x = stage(x)
+            return x
+
+    def _stem(self, x: Tensor) -> Tensor:
+        net = self.net
+        return net.maxpool(net.relu(net.bn1(net.conv1(x))))

@@ -20,6 +20,7 @@ class HTF(LocalizationModel):
     The image encoder gets no gradient; as published, its BatchNorm nevertheless uses and collects batch statistics. The
     flow, `Batch.flow`, is x first; the authors' is displacement in px / 255, negative ones 0 (a store with the encoding
     "published").
+    In half precision the flow encoder stays in float32 (`float32_stages`): its rounding turns the attention.
     Source: Fedorishin et al., "Hear The Flow: Optical Flow-Based Self-Supervised Visual Sound Source Localization",
     WACV 2023, in the form of the authors' code, which gives every number below. Their maxpool variant of the flow is
     not built.
@@ -39,6 +40,7 @@ class HTF(LocalizationModel):
             "depth": 18,
             "in_channels": 2,
             "weights": "imagenet",
+            "float32_stages": 5,
         }
         key_dim: int = Field(64, ge=1, description="size of queries and keys; authors' code: 64")
         losses: named_parts("model.losses") = {"trimap": {}}  # type: ignore[valid-type]

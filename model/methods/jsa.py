@@ -27,6 +27,9 @@ class JSA(LocalizationModel):
     argument defaults differ, the scripts. Our choices: a decoder meets another grid size than its own by interpolating
     its position table (the released one fails); both 1x1 projections start like the audio encoder's convolutions.
 
+    In half precision the first stages of the audio encoder stay in float32 (`float32_stages`): the matching loss
+    squares small differences of attentions, and most of its error came from there.
+
     What is added to all slots' queries alike cancels in the softmax over slots: `to_q.bias` and `norm_slots.bias` have
     no effect and no gradient but rounding. They stay, because published weights have them.
     """
@@ -46,7 +49,12 @@ class JSA(LocalizationModel):
         image_cells: tuple[int, int] = Field((7, 7), description="rows, columns of the position table: 224 px / 32")
         audio_cells: int = Field(16, ge=1, description="length of the position table: 501 frames (5 s) / 32")
         image_encoder: named("model.encoders") = {"name": "resnet", "depth": 18, "weights": "imagenet"}  # type: ignore[valid-type]
-        audio_encoder: named("model.encoders") = {"name": "resnet", "depth": 18, "in_channels": 1}  # type: ignore[valid-type]
+        audio_encoder: named("model.encoders") = {  # type: ignore[valid-type]
+            "name": "resnet",
+            "depth": 18,
+            "in_channels": 1,
+            "float32_stages": 2,
+        }
         losses: named_parts("model.losses") = {  # type: ignore[valid-type]
             "mutual_neighbour_contrast": {"tau": 0.03, "neighbours": 20},
             "slot_reconstruction": {"weight": 0.1},
@@ -155,7 +163,7 @@ class JSA(LocalizationModel):
         """The attention of the sound's target query (called AUD in the released code).
 
         extra: `image_query` (OBJ), the same of the picture's own target query; `iqr`, both mixed as in the paper's
-        headline results, at the size of the picture.
+        headline results, at the size of the picture. embeddings: the target slots, for retrieval.
         """
         image, sound = self.encode(batch)
         with torch.autocast(image.device.type, enabled=False):
@@ -166,7 +174,8 @@ class JSA(LocalizationModel):
                 for queries in (heard.queries, seen.queries)
             )
             extra = {"image_query": by_image, "iqr": self._refine(by_sound, by_image, batch.image.shape[2:])}
-        return Localization(map=by_sound, bounds=(0.0, 1.0), extra=extra)
+            embeddings = (functional.normalize(seen.slots[:, 0], dim=1), functional.normalize(heard.slots[:, 0], dim=1))
+        return Localization(map=by_sound, bounds=(0.0, 1.0), extra=extra, embeddings=embeddings)
 
     def _refine(self, by_sound: Tensor, by_image: Tensor, size: torch.Size) -> Tensor:
         """Image-query refinement, (B, H, W) in 0 .. 1: both maps (B, h, w) at the picture's size, each brought to

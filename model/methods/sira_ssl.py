@@ -32,6 +32,8 @@ class SIRASSL(LocalizationModel):
     displacement in px / 255, negative ones 0 (a store with the encoding "published"). Without it, the keys come from
     the attended features themselves and nothing else changes: our choice, as the paper's figure shows no flow and its
     code no other variant.
+    Attention, gate and the step in the mask make much of little: in half precision the picture and the flow, whose
+    products decide where the attention looks, and the first stages of the sound stay in float32 (`float32_stages`).
     Source: Um, Kim, Kim, "Audio-Visual Spatial Integration and Recursive Attention for Robust Sound Source
     Localization", ACM MM 2023 (arXiv 2308.06087), in the form of the authors' code (commit 41aa1f1), which gives every
     number below. The figure weighs the three maps; the code adds them. Their maxpool variant of the flow is not built.
@@ -47,13 +49,20 @@ class SIRASSL(LocalizationModel):
             "weights": "imagenet",
             "frozen": True,
             "frozen_statistics": False,
+            "float32_stages": 5,
         }
-        audio_encoder: named("model.encoders") = {"name": "resnet", "depth": 18, "in_channels": 1}  # type: ignore[valid-type]
+        audio_encoder: named("model.encoders") = {  # type: ignore[valid-type]
+            "name": "resnet",
+            "depth": 18,
+            "in_channels": 1,
+            "float32_stages": 2,
+        }
         flow_encoder: named("model.encoders") = {  # type: ignore[valid-type]
             "name": "resnet",
             "depth": 18,
             "in_channels": 2,
             "weights": "imagenet",
+            "float32_stages": 5,
         }
         key_dim: int = Field(64, ge=1, description="size of queries and keys; authors' code: 64")
         saturation: float = Field(0.8, ge=0, le=1, description="mask values above this become 1; authors' code: 0.8")

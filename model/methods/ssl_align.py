@@ -1,5 +1,6 @@
 """SSL-Align: localization and alignment of picture and sound learned together, over several views of both."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -106,9 +107,13 @@ class SSLAlign(LocalizationModel):
         }
 
     def localize(self, batch: Batch) -> Localization:
-        image = functional.normalize(widen(self.image_encoder(batch.image)), dim=1)
-        sound = functional.normalize(widen(hear(self.audio_encoder, batch.spectrogram)), dim=1)
-        return Localization(map=own_pair_map(image, sound), bounds=(-1.0, 1.0))
+        """embeddings: of the heads, for retrieval."""
+        found = self.forward(replace(batch, more_images=(), more_spectrograms=()))
+        return Localization(
+            map=own_pair_map(found["image_features"], found["audio_features"]),
+            bounds=(-1.0, 1.0),
+            embeddings=(found["image_embeddings"][0], found["audio_embeddings"][0]),
+        )
 
 
 def _head(channels: int, config: Any) -> nn.Module:

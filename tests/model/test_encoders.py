@@ -9,6 +9,7 @@ import torch
 import torchvision
 
 from configs.errors import UserError
+from configs.resolve import resolve
 from model.encoders.efficientnet_lite0 import EfficientNetLite0
 from model.encoders.projected import Projected
 from model.encoders.resnet import ResNet
@@ -151,3 +152,58 @@ def test_a_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(UserError, match=r"cannot download the ImageNet weights.*weights=none"):
         resnet(weights="imagenet")
+
+
+def timm_encoder(**options):
+    pytest.importorskip("timm")
+    kind = resolve("model.encoders", "timm")
+    return kind(kind.Config.model_validate({"name": "timm", **options}))
+
+
+@pytest.mark.parametrize(
+    ("model", "in_channels", "channels"), [("resnet18", 3, 512), ("mobilenetv3_small_050", 1, 288)]
+)
+def test_timm_backbones_by_name(model: str, in_channels: int, channels: int):
+    net = timm_encoder(model=model, in_channels=in_channels).eval()
+    picture = torch.zeros(1, in_channels, 64, 96)
+    with torch.inference_mode():
+        assert net(picture).shape == (1, net.channels, 2, 3) and net.channels == channels
+
+
+def test_timm_weights_from_a_file_and_frozen(tmp_path: Path):
+    torch.save(timm_encoder(model="resnet18").net.state_dict(), tmp_path / "net.pth")
+    net = timm_encoder(model="resnet18", weights=str(tmp_path / "net.pth"), frozen=True).train()
+    assert not net.training and not net(torch.rand(1, 3, 64, 64)).requires_grad
+    with pytest.raises(UserError, match="1 missing"):
+        state = net.net.state_dict()
+        del state["conv1.weight"]
+        torch.save(state, tmp_path / "net.pth")
+        timm_encoder(model="resnet18", weights=str(tmp_path / "net.pth"))
+
+
+def test_an_unknown_timm_backbone_is_named():
+    with pytest.raises(UserError, match=r"no model 'resnet81'\. Did you mean 'resnet18'"):
+        timm_encoder(model="resnet81")
+
+
+def test_timm_is_asked_for_when_absent(monkeypatch: pytest.MonkeyPatch):
+    kind = resolve("model.encoders", "timm")
+    monkeypatch.setattr("model.encoders.timm.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install 'timm"):
+        kind(kind.Config(name="timm", model="resnet18"))
+
+
+def test_first_stages_stay_in_float32_under_autocast():
+    torch.manual_seed(0)
+    picture = torch.rand(1, 3, 64, 64)
+    for stages, expected in ((0, torch.bfloat16), (5, torch.float32)):
+        net = resnet(float32_stages=stages).eval()
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            assert net(picture).dtype == expected
+    half = resnet(float32_stages=2).eval()
+    seen: list[torch.dtype] = []
+    for stage in (half.net.layer1, half.net.layer2):
+        stage.register_forward_hook(lambda module, given, out: seen.append(out.dtype))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        half(picture)
+    assert seen == [torch.float32, torch.bfloat16]

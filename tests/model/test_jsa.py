@@ -15,7 +15,6 @@ import pytest
 import torch
 from golden_states import generator, plane_wave_batch, smooth_photo
 from torch.nn.functional import interpolate, normalize
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from configs.errors import UserError
 from configs.load import load_frontend
@@ -245,43 +244,6 @@ def test_golden_case_compiled(
     assert_near(maps["iqr"][:, ::4, ::4], golden["pred_iqr_stride4"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("training", [False, True])
-def test_half_precision_losses_agree(
-    state: dict[str, torch.Tensor], clips: Batch, hidden: tuple[torch.Tensor, torch.Tensor], training: bool
-):
-    """bf16 and channels-last: within 2%, but for the matching loss in training.
-
-    There the statistics of four clips and random weights make 4% of the encoders' features out of their rounding, and
-    this loss, a square of small differences, moves by some per cent either way.
-    """
-
-    def losses() -> torch.Tensor:
-        objective, model = load(state)
-        objective.train(training).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return terms(objective, forward(model, clips, hidden) if training else model(clips))
-
-    with torch.no_grad():
-        exact = losses()
-        with torch.autocast("cpu", torch.bfloat16):
-            rounded = losses()
-    away = ((rounded - exact) / exact).abs()
-    assert away[:3].max() < 0.02 and away[3] < (0.1 if training else 0.02)
-
-
-@pytest.mark.slow
-def test_half_precision_maps_agree(state: dict[str, torch.Tensor], clips: Batch):
-    model = load(state)[1].eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    with torch.inference_mode():
-        exact = model.localize(clips)
-        with torch.autocast("cpu", torch.bfloat16):
-            rounded = model.localize(clips)
-    pairs = [(exact.map, rounded.map), *((exact.extra[name], rounded.extra[name]) for name in exact.extra)]
-    for first, second in pairs:
-        for one, other in zip(first.flatten(1), second.flatten(1), strict=True):
-            assert torch.corrcoef(torch.stack([one, other]))[0, 1] > 0.999
-
-
 def golden_slots(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Slots of 64 clips around twelve centres, and of a second modality that partly agrees: (64, 2, 512) each."""
     rng = generator(seed)
@@ -479,28 +441,6 @@ def test_a_fully_hidden_clip_tells_the_slots_nothing():
     model: Any = small_objective(mask_share=1.0).model.train()
     slots = model(small_batch())["audio_slots"]
     torch.testing.assert_close(slots, slots[:1].expand_as(slots))
-
-
-class CountSyncs(TorchDispatchMode):
-    """Counts the operations that make the host wait for a device: values read, and shapes that depend on values."""
-
-    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "bincount")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += any(word in str(func) for word in self.WAITING)
-        return func(*args, **(kwargs or {}))
-
-
-def test_a_step_never_waits():
-    objective = small_objective().train()
-    clips = small_batch()
-    with CountSyncs() as syncs:
-        objective(clips, torch.ones(4)).total.backward()
-    assert syncs.count == 0
 
 
 def test_sizes_follow_the_input():
