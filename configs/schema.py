@@ -183,6 +183,27 @@ class OptimConfig(Config):
     accumulate: int = Field(default=1, ge=1, description="batches per optimizer step")
 
 
+class SelectionConfig(Config):
+    """Which epoch's weights are kept as `checkpoints/best.pt`, beside the newest ones that are the run's result."""
+
+    by: Literal["last", "held_out", "test_set"] = Field(
+        default="last",
+        description="last: none; held_out: the best on clips of the training split that are not trained on; test_set: "
+        "the best on a set that is scored, whose scores are then too good, and every report of them says so",
+    )
+    share: float = Field(default=0.05, ge=0.0001, le=0.5, description="of the training split, for held_out")
+    metric: str = Field(default="loss", description="the lowest loss (held_out only), or the highest value of a metric")
+    set: str | None = Field(default=None, description="of evaluate.sets, for test_set")
+
+    @model_validator(mode="after")
+    def _check(self) -> "SelectionConfig":
+        if (self.by == "test_set") != (self.set is not None):
+            raise ValueError("by=test_set needs a set, and nothing else takes one")
+        if self.by == "test_set" and self.metric == "loss":
+            raise ValueError("by=test_set needs a metric of the set, for example metric=ciou_50")
+        return self
+
+
 class TrainConfig(Config):
     epochs: int = Field(default=20, ge=1)
     max_steps: int | None = Field(default=None, ge=1, description="stop early after so many optimizer steps")
@@ -194,10 +215,17 @@ class TrainConfig(Config):
     sync_batchnorm: bool = Field(default=False, description="BatchNorm over the clips of all GPUs")
     channels_last: bool = True
     compile: bool = False
+    ema: float | None = Field(
+        default=None, gt=0, lt=1, description="decay a step of averaged weights, which are scored; null: none"
+    )
     log_every_steps: int = Field(default=10, ge=1)
     evaluate_every_epochs: int = Field(default=1, ge=0, description="0: only at the end")
     checkpoint_every_steps: int = Field(default=0, ge=0, description="beside the one at every epoch's end; 0: none")
-    keep_checkpoints: int = Field(default=2, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1, description="the newest ones")
+    selection: SelectionConfig = SelectionConfig()
+    boards: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        default=("tensorboard",), description="where the numbers go beside log.jsonl"
+    )
     cpu_threads: int | None = Field(default=None, ge=1, description="torch threads on CPU; null: as torch chooses")
 
 
@@ -247,3 +275,10 @@ class RunConfig(Config):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = Field(default_factory=lambda: EvaluateConfig())
+
+    @model_validator(mode="after")
+    def _check_selection(self) -> "RunConfig":
+        chosen = self.train.selection.set
+        if chosen is not None and (chosen not in self.evaluate.sets or not self.train.evaluate_every_epochs):
+            raise ValueError(f"train.selection.set={chosen} needs that set in evaluate.sets, scored while training")
+        return self

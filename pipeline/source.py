@@ -258,13 +258,14 @@ class ClipSource:
             raise UserError(f"the neighbours in {folder} are damaged ({error}); {remedy}") from error
         rows = np.full(len(store), -1)
         rows[self.numbers] = np.arange(len(self.numbers))
+        foreign = np.array([split != store.index["split"][self.numbers[0]] for split in store.index["split"]])
         self._near: dict[str, np.ndarray] = {}
         for kind, table in tables.items():
             if said.get("id_hash") != id_hash(store.index["clip_id"]) or table.shape[:1] != (len(store),):
                 raise UserError(f"the neighbours in {folder} are those of other clips than the store's; {remedy}")
             mine = table[self.numbers]
             near = np.where(mine >= 0, rows[mine], -1)
-            if (near < 0)[mine >= 0].any():
+            if foreign[mine[mine >= 0]].any():
                 raise UserError(f"{folder} names neighbours in other splits; {remedy}")
             self._refuse_clips_without(f"a neighbour ({kind})", (near >= 0).any(1), remedy)
             # The valid ones first, in their order, so that a draw among the first `count` of a row finds one.
@@ -314,6 +315,24 @@ class ClipSource:
     def crops_in_time(self) -> bool:
         """Whether windows may begin anywhere."""
         return any(recipe.time_crop for recipe in self._sound_recipes + self._neighbour_recipes)
+
+    def kept_rows(self) -> np.ndarray:
+        """`(n,)` int64: rows of each clip's stored sound that its windows can cover."""
+        rows = np.full(len(self.sound_rows), self.sound_window)
+        return np.maximum(self.sound_rows, self.sound_window) if self.crops_in_time else rows
+
+    def decoded_bytes(self) -> dict[str, int]:
+        """What the pictures, sounds and flow of the split take in memory, decoded: pictures as uint8 at their stored
+        size, sounds as they are stored.
+        """
+        clips = self.frames_in_use().clips
+        pixels = int((clips.width * clips.height).sum())
+        example = self.window_of(self.store.view(int(self.numbers[0])).blob(self.sound_blob), -1)
+        return {
+            "pictures": 3 * pixels,
+            "sounds": int(self.kept_rows().sum()) * example[0].nbytes,
+            "flow": 2 * pixels if self.with_flow else 0,
+        }
 
     def order(self, epoch: int) -> np.ndarray:
         """`(n,)` int64: the rows of the split in the order of an epoch."""

@@ -9,17 +9,19 @@ clip before it reads it, so that opening a store of 144k clips touches no record
 import hashlib
 import json
 import os
+import re
 import struct
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lmdb
 import msgpack
 import numpy as np
 
 from configs.errors import UserError
+from configs.ids import source_of
 from pipeline.record import RECORD_VERSION, Record, RecordView
 
 STORE_FORMAT = "whence-store"
@@ -78,6 +80,21 @@ def id_hash(clip_ids: Iterable[str]) -> str:
 def key_of(number: int) -> bytes:
     """The LMDB key of the record with this number in its shard."""
     return struct.pack(">Q", number)
+
+
+_PART = re.compile(r"(?P<split>.+)\[(?P<side>kept|held_out):(?P<share>0?\.\d+)\]")
+
+
+def part_of(split: str, side: Literal["kept", "held_out"], share: float) -> str:
+    """The name, for `Store.select`, of a split without a share of its clips, or of that share."""
+    return f"{split}[{side}:{share:.4f}]"
+
+
+def is_held_out(clip_id: str, share: float) -> bool:
+    """Whether a clip is in the held-out share of its split: a pure function of the recording that it was cut from, so
+    that no recording is on both sides, whatever else the split holds."""
+    digest = hashlib.blake2b(source_of(clip_id).encode(), digest_size=8, person=b"held_out").digest()
+    return int.from_bytes(digest, "little") < share * 2**64
 
 
 class _Environments:
@@ -227,10 +244,20 @@ class Store:
         return sorted(self.manifest["splits"])
 
     def select(self, split: str) -> np.ndarray:
-        """Numbers of the clips of a split, in the order of their ids. Raises: UserError naming the splits there are."""
-        found = [number for number, name in enumerate(self.index["split"]) if name == split]
+        """Numbers of the clips of a split, or of what `part_of` names, in the order of their ids.
+
+        Raises: UserError naming the splits there are, or if no clip of the split is in the part.
+        """
+        part = _PART.fullmatch(split)
+        whole = part["split"] if part else split
+        found = [number for number, name in enumerate(self.index["split"]) if name == whole]
         if not found:
-            raise UserError(f"store {self.path} has no split '{split}'; it has: {', '.join(self.splits)}")
+            raise UserError(f"store {self.path} has no split '{whole}'; it has: {', '.join(self.splits)}")
+        if part:
+            share, wanted, clips = float(part["share"]), part["side"] == "held_out", len(found)
+            found = [number for number in found if is_held_out(self.index["clip_id"][number], share) == wanted]
+            if not found:
+                raise UserError(f"none of the {clips} clips of {self.path} is in '{split}'; choose another share")
         return np.array(sorted(found, key=self.index["clip_id"].__getitem__))
 
     def value(self, number: int) -> memoryview:

@@ -70,17 +70,10 @@ class ResidentLoader(PlannedLoader):
         self._slot[self._frames.place] = np.arange(len(self._frames.place))
         self._plane = self._frames.clips.width * self._frames.clips.height
         self._pixel = np.concatenate([[0], np.cumsum(self._plane)])
-        rows = np.full(len(source.sound_rows), source.sound_window)
-        if source.crops_in_time:
-            rows = np.maximum(source.sound_rows, source.sound_window)
-        self._row = np.concatenate([[0], np.cumsum(rows)])
+        self._row = np.concatenate([[0], np.cumsum(source.kept_rows())])
         example = source.window_of(source.store.view(int(source.numbers[0])).blob(source.sound_blob), -1)
         self._sound_shape, self._sound_type = example.shape[1:], torch.from_numpy(example[:1].copy()).dtype
-        self.nbytes = {
-            "pictures": int(3 * self._pixel[-1]),
-            "sounds": int(self._row[-1]) * example[0].nbytes,
-            "flow": int(2 * self._pixel[-1]) if source.with_flow else 0,
-        }
+        self.nbytes = source.decoded_bytes()
         free = free_bytes(self._home)
         if self.total_bytes > self.config.share * free:
             parts = ", ".join(f"{name} {size / _GB:.1f}" for name, size in self.nbytes.items() if size)

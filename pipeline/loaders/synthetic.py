@@ -56,15 +56,27 @@ class SyntheticLoader(PlannedLoader):
 def noise(request: LoaderRequest, index: int) -> Batch:
     """Batch number `index` of random numbers, of the shapes and types of real ones; no truth."""
     random = np.random.default_rng((request.seed, request.rank, index))
-    frontend = request.data.audio.frontend
+    frontend, spec = request.data.audio.frontend, request.spec
     frames = frontend.window_frames(request.data.audio.duration_s)
     count, size_px = request.batch_size, request.size_px
-    image = random.integers(0, 256, (count, size_px, size_px, 3), np.uint8)
-    spectrogram = random.standard_normal((count, frames, frontend.bins), np.float32)
+
+    def picture() -> torch.Tensor:
+        return torch.from_numpy(random.integers(0, 256, (count, size_px, size_px, 3), np.uint8)).permute(0, 3, 1, 2)
+
+    def sound() -> torch.Tensor:
+        values = random.standard_normal((count, frames, frontend.bins), np.float32)
+        return torch.from_numpy(values).transpose(1, 2).unsqueeze(1)
+
+    more = spec.neighbours - 1
+    views = (spec.image_views + more, spec.audio_views + more) if request.train else (0, 0)
+    motion = random.standard_normal((count, 2, size_px, size_px), np.float32) if "flow" in spec.fields else None
     batch = Batch(
         clip_id=[f"noise-{request.rank}-{index}-{row}" for row in range(count)],
         valid=torch.ones(count, dtype=torch.bool),
-        image=torch.from_numpy(image).permute(0, 3, 1, 2),
-        spectrogram=torch.from_numpy(spectrogram).transpose(1, 2).unsqueeze(1),
+        image=picture(),
+        spectrogram=sound(),
+        flow=None if motion is None else torch.from_numpy(motion),
+        more_images=tuple(picture() for _ in range(views[0])),
+        more_spectrograms=tuple(sound() for _ in range(views[1])),
     )
     return batch.to(request.device)
