@@ -1,67 +1,67 @@
-"""Train any method on any store: `python train.py CONFIG [key=value ...] [--resume]`; on N GPUs of a machine
-`torchrun --nproc-per-node N train.py ...`.
+"""Train any method on any store: `python train.py CONFIG [key=value ...] [--resume] [--plan] [--profile]`; on N GPUs of
+a machine `torchrun --nproc-per-node N train.py ...`.
+
+--resume goes on where the run folder stands, or begins. --plan trains nothing: it prints what a run takes, in memory
+and time, on this machine. --profile writes a trace of a few steps and prints where their time goes.
 
 The loop: build, restore, step, log, evaluate, save. It names no method, data set, loss or metric.
 """
 
 import math
-import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from configs.errors import UserError, run_command
-from configs.load import load_config, refuse_other_config
-from configs.run_record import Clock, RunRecord, environment, history_table
+from configs.errors import run_command
+from configs.load import load_config
+from configs.run_record import Clock, RunRecord, environment, history_table, interval_line, peak_memory_gb
 from configs.schema import RunConfig
 from evaluate import ScoringStopped, autocast, choose_device, evaluate_sets
 from model.allocator import keep_freed_memory
 from model.base import Progress
 from model.build import build_objective, without_initial_weights
-from model.checkpoint import (
-    Checkpoint,
-    capture_rng,
-    list_checkpoints,
-    load_checkpoint,
-    refuse_other_steps,
-    restore_parts,
-    save_checkpoint,
-)
+from model.checkpoint import Checkpoint, capture_rng, refuse_other_steps, restore_parts, resumable, save_checkpoint
+from model.curves import draw_curves
 from model.distributed import Ranks, keep_negatives_apart, with_synced_batchnorm
+from model.ema import WeightAverage
 from model.honesty import TRAIN_IDS, pack_ids
 from model.optim import build_optimizer, learning_rate, set_learning_rate
+from model.plan import print_plan
+from model.profiling import StepProfile
 from model.running_loss import RunningLoss
-from pipeline.loader import Loader, build_loader
-from pipeline.store import training_list
+from model.selection import LAST, EpochScores, HeldOutStopped, Selection
+from model.stopping import StopSignals
+from pipeline.loaders.resident import free_bytes
+from pipeline.sizes import store_sizes, synthetic_batch
+from pipeline.training_data import TrainingData
 
 console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)  # a log file has no width of its own
 
-FREE_ON_RESUME = (
-    *("out", "evaluate", "data.loader", "data.store", "train.device", "train.max_steps", "train.cpu_threads"),
-    *("train.log_every_steps", "train.keep_checkpoints", "train.checkpoint_every_steps", "data.batch_size"),
-)
-"""What may differ when a run goes on. Another loader, store, device, or number of threads or processes feeds the same
-clips with the same draws and moves the weights by rounding only; another training list or step size is refused."""
+FLAGS = ("--resume", "--plan", "--profile")
 
 
 def main(argv: list[str]) -> int:
     if "-h" in argv or "--help" in argv:
         print(__doc__)
         return 0
-    resume = "--resume" in argv
-    config = load_config([argument for argument in argv if argument != "--resume"])
+    asked = {flag for flag in FLAGS if flag in argv}
+    config = load_config([argument for argument in argv if argument not in FLAGS])
     device = choose_device(config)
     if device.type == "cpu":
         keep_freed_memory()
     if config.train.cpu_threads:
         torch.set_num_threads(config.train.cpu_threads)
+    if "--plan" in asked:
+        print_plan(config, device, console, batch_of=synthetic_batch, sizes_of=store_sizes, free_bytes=free_bytes)
+        return 0
     ranks = Ranks(device)
     console.quiet = not ranks.main
     keep_negatives_apart(config.train.negatives == "shard")
     try:
-        with Training(config, device, ranks, resume=resume) as training:
+        with Training(config, device, ranks, resume="--resume" in asked, profile="--profile" in asked) as training:
             return training.run()
     finally:
         ranks.leave()
@@ -70,37 +70,30 @@ def main(argv: list[str]) -> int:
 class Training:
     """One run: what it is made of, and where it stands."""
 
-    def __init__(self, config: RunConfig, device: torch.device, ranks: Ranks, *, resume: bool) -> None:
+    def __init__(
+        self, config: RunConfig, device: torch.device, ranks: Ranks, *, resume: bool, profile: bool = False
+    ) -> None:
         assert config.out is not None
         self.config, self.device, self.ranks, self.resume = config, device, ranks, resume
         torch.manual_seed(config.seed)
-        found = list_checkpoints(config.out / "checkpoints") if resume else []
-        checkpoint = load_checkpoint(found[-1]) if found else None
-        if checkpoint:
-            refuse_other_config(config, checkpoint.config, free=FREE_ON_RESUME, where=found[-1])
-        self.objective = build_objective(without_initial_weights(config.model) if checkpoint else config.model)
+        saved = resumable(config.out, config) if resume else None
+        self.objective = build_objective(without_initial_weights(config.model) if saved else config.model)
         self.model = self.objective.model
         if ranks.rank:  # the weights are drawn; dropout must differ from rank to rank
             torch.manual_seed(config.seed ^ (ranks.rank << 48))
-        self.loader: Loader = build_loader(
-            config.data, self.model.inputs, config.data.train_split,
-            train=True, seed=config.seed, rank=ranks.rank, world_size=ranks.size, device=device,
-        )  # fmt: skip
+        self.data = TrainingData(config, self.model.inputs, device, ranks.rank, ranks.size)
+        self.loader = self.data.loader
+        self.profile = StepProfile(device, config.out / "trace.json", wanted=profile and ranks.main)
         try:
-            self.set_up(checkpoint, str(found[-1]) if found else "")
+            self.set_up(saved)
         except BaseException:
             self.loader.close()
             raise
 
-    def set_up(self, checkpoint: Checkpoint | None, where: str) -> None:
+    def set_up(self, saved: tuple[Checkpoint, Path] | None) -> None:
         """Everything that needs the loader. Raises: UserError."""
         config, device = self.config, self.device
         self.steps_per_epoch = len(self.loader) // config.optim.accumulate
-        if self.steps_per_epoch < 1:
-            raise UserError(
-                f"split '{config.data.train_split}' of {config.data.store} has too few clips for one step of "
-                f"{config.data.batch_size} x {config.optim.accumulate} clips; lower data.batch_size"
-            )
         self.step_clips = config.data.batch_size * config.optim.accumulate * self.ranks.size
         self.total_steps = config.train.epochs * self.steps_per_epoch
         self.last_step = min(self.total_steps, config.train.max_steps or sys.maxsize)
@@ -113,45 +106,40 @@ class Training:
         objective: Any = torch.compile(self.objective, fullgraph=True) if config.train.compile else self.objective
         self.forward = self.ranks.wrap(objective)
         self.step, self.history = 0, []
-        self.loss = RunningLoss(self.ranks.mean)
+        self.loss = RunningLoss(self.data.batch_at, self.ranks.mean, self.ranks.rank)
+        self.selection = Selection(config)
         self.unscored: dict[str, Any] | None = None  # row of an epoch whose scores are still to come
-        list_facts, train_ids = training_list(config.data.store, config.data.train_split)
-        self.facts = environment() | list_facts | {"ranks": self.ranks.size, "step_clips": self.step_clips}
-        self.packed_ids = pack_ids(train_ids)
-        if checkpoint:
-            self.restore(checkpoint, where)
+        self.facts = {**environment(), **self.data.facts, "ranks": self.ranks.size, "step_clips": self.step_clips}
+        self.packed_ids = pack_ids(self.data.clip_ids)
+        if saved:
+            self.restore(*saved)
+        averaged = saved[0].model if saved else None
+        self.average = WeightAverage(self.model, config.train.ema, averaged) if config.train.ema else None
         self.record = RunRecord(config, self.facts, resume=self.resume, step=self.step, writes=self.ranks.main)
-        self.stop_signal: int | None = None
+        self.stop = StopSignals(self.ranks)
+        self.scoring = EpochScores(
+            config, self.objective, self.ranks, device, held_out=self.data.held_out, score_sets=self.score_sets,
+            load_held_out=self.data.held_out_loader, asked_to_stop=self.stop.asked,
+        )  # fmt: skip
 
-    def restore(self, checkpoint: Checkpoint, where: str) -> None:
-        refuse_other_steps(checkpoint.record, self.facts, where)
-        restore_parts(checkpoint, where, self.model, self.optimizer, self.loader, self.ranks)
+    def restore(self, checkpoint: Checkpoint, where: Path) -> None:
+        refuse_other_steps(checkpoint.record, self.facts, str(where))
+        restore_parts(checkpoint, str(where), self.model, self.optimizer, self.loader, self.ranks)
         self.step, self.history = checkpoint.step, checkpoint.history
         self.loss.epoch = list(checkpoint.record["epoch_loss"])
+        self.selection.best = checkpoint.record.get("best")
         self.unscored = checkpoint.record["unscored"]
         if self.unscored and self.history and self.history[-1]["step"] == self.step:
             self.unscored = self.history[-1]
 
     def __enter__(self) -> "Training":
-        self.heard = {number: signal.signal(number, self.ask_to_stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.stop.__enter__()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for number, handler in self.heard.items():
-            signal.signal(number, handler)
+        self.stop.__exit__(*exc)
         self.loader.close()
         self.record.close()
-
-    def ask_to_stop(self, number: int, frame: object) -> None:
-        if self.stop_signal is not None:
-            raise KeyboardInterrupt  # asked twice: leave at once
-        self.stop_signal = number
-
-    def stopping(self) -> bool:
-        """Whether a rank was asked to stop; then all of them do after the same step."""
-        if self.ranks.any(self.stop_signal is not None) and self.stop_signal is None:
-            self.stop_signal = signal.SIGTERM
-        return self.stop_signal is not None
 
     @property
     def progress(self) -> Progress:
@@ -160,9 +148,10 @@ class Training:
     def run(self) -> int:
         config = self.config
         parameters = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        loader = ", ".join(f"{key} {value}" for key, value in self.loader.describe().items())
         console.print(
             f"{config.model.name}: {parameters / 1e6:.1f} M trainable parameters, {self.total_steps} steps of "
-            f"{self.step_clips} clips on {self.ranks.size} x {self.device}, run folder {config.out}"
+            f"{self.step_clips} clips on {self.ranks.size} x {self.device}, {loader}, run folder {config.out}"
         )
         if self.unscored:
             self.score_epoch()
@@ -171,76 +160,79 @@ class Training:
             return 0
         if self.step and self.step < self.last_step:
             console.print(f"going on at step {self.step} of {self.total_steps}")
-        while self.step < self.last_step and not self.stopping():
+        while self.step < self.last_step and not self.stop.asked():
             before = self.step
             self.train_epoch()
             if self.step == self.last_step or (self.step > before and self.step % self.steps_per_epoch == 0):
                 self.finish_epoch()
             elif self.step > before:
                 self.save()
-        if self.stop_signal is not None and (self.step < self.last_step or self.unscored):
-            console.print(f"stopped by signal {self.stop_signal} after step {self.step}; go on with --resume")
-            return 128 + self.stop_signal
+        if self.ranks.main:
+            draw_curves(self.record.folder / "log.jsonl", self.record.folder / "curves.png")
+        if self.stop.number is not None and (self.step < self.last_step or self.unscored):
+            console.print(f"stopped by signal {self.stop.number} after step {self.step}; go on with --resume")
+            return 128 + self.stop.number
         console.print(history_table(str(config.out), self.history))
         console.print(f"score and picture it: python evaluate.py {config.out}")
         return 0
 
     def train_epoch(self) -> None:
         """Steps to the end of the loader's epoch, or of the run, or until a signal."""
-        config, clock = self.config, Clock()
+        config, clock, profile = self.config, Clock(), self.profile
         self.objective.train()
-        accumulate = config.optim.accumulate
-        every = config.train.checkpoint_every_steps
+        accumulate, every = config.optim.accumulate, config.train.checkpoint_every_steps
         batches = iter(self.loader)
         boundary = (self.step // self.steps_per_epoch + 1) * self.steps_per_epoch
-        while self.step < min(boundary, self.last_step) and not self.stopping():
+        while self.step < min(boundary, self.last_step) and not self.stop.asked():
             set_learning_rate(self.optimizer, learning_rate(config.optim, self.step, self.total_steps))
             weights = self.objective.weights_at(self.progress, self.device)
             self.model.before_step(self.progress)
             terms: dict[str, torch.Tensor] = {}
             for part in range(accumulate):
-                with clock.waiting():
+                place = self.loader.state_dict()
+                with profile.stage("data"), clock.waiting():
                     batch = next(batches)
                 with self.ranks.averaging(self.forward, now=part == accumulate - 1):
-                    with autocast(config, self.device):
+                    with profile.stage("forward and loss"), autocast(config, self.device):
                         losses = self.forward(batch, weights)
-                    (losses.total / accumulate).backward()
-                self.loss.add(batch.clip_id, losses.total)
+                    with profile.stage("backward"):
+                        (losses.total / accumulate).backward()
+                self.loss.add(place, batch.clip_id, losses.total)
                 terms = losses.terms
-            if config.optim.clip_norm:
-                torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip_norm)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            self.model.after_step(self.progress)
-            self.step += 1
+            with profile.stage("optimizer"):
+                if config.optim.clip_norm:
+                    torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad(set_to_none=True)
+                self.model.after_step(self.progress)
+                self.step += 1
+                if self.average:
+                    self.average.update(self.model, self.step)
             clock.step(self.step_clips)
+            if table := profile.step_done():
+                console.print(table)
             if self.step % config.train.log_every_steps == 0 or self.step in (1, self.last_step):
                 self.log_interval(clock, terms)
             if every and self.step % every == 0 and self.step < boundary:
                 self.save()
 
-    def log_interval(self, clock: "Clock", terms: dict[str, torch.Tensor]) -> None:
-        total = self.loss.check(self.step, self.record.folder)
+    def log_interval(self, clock: Clock, terms: dict[str, torch.Tensor]) -> None:
+        total, read = self.loss.check(self.step, self.record.folder), self.loader.stats()
         values: dict[str, Any] = {
             "epoch": round(self.progress.epoch, 3),
             "loss": total,
             **{f"loss_{name}": float(term) for name, term in terms.items()},
             "lr": self.optimizer.param_groups[0]["lr"] / self.optimizer.param_groups[0]["lr_scale"],
             **clock.read(),
+            "batches_ready": read.ready,
+            "bytes_per_clip": read.bytes_per_clip,
+            "peak_memory_gb": peak_memory_gb(self.device.type),
         }
-        if self.device.type == "cuda":
-            values["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
         self.record.log("train", self.step, values)
-        left = (self.last_step - self.step) * values["step_ms"] / 1000
-        console.print(
-            f"step {self.step:>6}/{self.total_steps}  epoch {values['epoch']:6.2f}  loss {total:8.4f}  "
-            f"lr {values['lr']:.2e}  {values['clips_per_s']:7.1f} clips/s  {values['step_ms']:7.1f} ms/step  "
-            f"data wait {values['data_wait_share']:4.0%}  {left / 60:5.1f} min left"
-        )
+        console.print(interval_line(self.step, self.total_steps, self.last_step - self.step, values))
 
     def finish_epoch(self) -> None:
         """Go to the next epoch, save, and score if it is time."""
-        config = self.config
         epoch = math.ceil(self.step / self.steps_per_epoch)
         self.loss.check(self.step, self.record.folder)
         row: dict[str, Any] = {"epoch": epoch, "step": self.step, "loss": self.loss.epoch_mean}
@@ -248,8 +240,7 @@ class Training:
             self.history.append(row)
             self.loss.epoch = [0.0, 0]
             self.loader.set_epoch(epoch)
-        every = config.train.evaluate_every_epochs
-        if config.evaluate.sets and (self.step == self.last_step or (every and epoch % every == 0)):
+        if self.scoring.due(epoch, self.step == self.last_step):
             self.unscored = row
             self.save()  # whatever scoring meets, the epoch is not lost
             self.score_epoch()
@@ -262,36 +253,42 @@ class Training:
         row = self.unscored
         assert row is not None
         try:
-            tables = evaluate_sets(self.model, self.config, self.device, blind=False, stop=self.stopping)
-        except ScoringStopped:
+            row |= self.scoring.after(row["epoch"], self.step == self.last_step, self.average)
+        except (ScoringStopped, HeldOutStopped):
             return
-        for name, table in tables.items():
-            row |= {f"{name}/{metric}": value for metric, value in table.scores.items()}
         self.unscored = None
-        self.save()
+        self.save(best=self.step % self.steps_per_epoch == 0 and self.selection.better(row))
         self.record_epoch(row)
+
+    def score_sets(self, config: RunConfig) -> dict[str, Any]:
+        share = {"rank": self.ranks.rank, "world_size": self.ranks.size}
+        return evaluate_sets(self.model, config, self.device, blind=False, stop=self.stop.asked, **share)
 
     def record_epoch(self, row: dict[str, Any]) -> None:
         """After the checkpoint that holds it, so that a run that goes on from there writes no row twice."""
         self.record.log("epoch", self.step, row)
         console.print("  ".join(f"{key} {value:.4g}" for key, value in row.items()))
 
-    def save(self) -> None:
+    def save(self, *, best: bool = False) -> None:
+        """The newest checkpoint, and before it, if the epoch is the best one, the same as `best.pt`."""
         self.loss.check(self.step, self.record.folder)
-        progress = {"epoch_loss": self.loss.epoch, "unscored": self.unscored}
+        progress = {"epoch_loss": self.loss.epoch, "unscored": self.unscored, "best": self.selection.best}
         progress["finished"] = self.step >= self.total_steps and not self.unscored
+        trained = self.model.state_dict()
         checkpoint = Checkpoint(
             config=self.config,
-            model=self.model.state_dict(),
+            model=self.average.state if self.average else trained,
+            trained=trained if self.average else {},
             optimizer=self.optimizer.state_dict(),
             step=self.step,
             loader=self.loader.state_dict(),
             rng=capture_rng(self.ranks),
-            record={**self.facts, TRAIN_IDS: self.packed_ids, "selection": "last epoch", **progress},
+            record={**self.facts, TRAIN_IDS: self.packed_ids, "selection": LAST, **progress},
             history=self.history,
         )
         if self.ranks.main:
-            save_checkpoint(self.record.checkpoints, checkpoint, self.config.train.keep_checkpoints)
+            chosen_by = self.selection.text if best else None
+            save_checkpoint(self.record.checkpoints, checkpoint, self.config.train.keep_checkpoints, best=chosen_by)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import platform
+import resource
+import secrets
 import subprocess
 import sys
 import time
@@ -15,7 +17,7 @@ from typing import Any
 from rich.table import Table
 
 from configs.errors import UserError
-from configs.load import as_yaml
+from configs.load import as_mapping, as_yaml
 from configs.schema import RunConfig
 
 _PACKAGES = ("torch", "torchaudio", "torchvision", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "lmdb", "msgpack",
@@ -61,8 +63,54 @@ def hardware() -> dict[str, Any]:
     return {"cpu": model, "cores": cores, "threads": torch.get_num_threads(), "gpu": gpu}
 
 
+class _Tensorboard:
+    def __init__(self, folder: Path, config: RunConfig, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # here: the record is read by commands that need no torch
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def log(self, values: dict[str, int | float], step: int) -> None:
+        for key, value in values.items():
+            self._writer.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Wandb:
+    """The run keeps its id in the folder, so that it goes on as the same one there too."""
+
+    def __init__(self, folder: Path, config: RunConfig, step: int) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError(
+                "train.boards names wandb, which is not installed: install the extra 'wandb', or leave it out"
+            ) from error
+        name = folder / "wandb-id"
+        if not name.is_file():
+            name.write_text(secrets.token_hex(6) + "\n", encoding="utf-8")
+        self._run = wandb.init(
+            project="whence",
+            name=folder.name,
+            id=name.read_text(encoding="utf-8").strip(),
+            resume="allow",
+            dir=folder,
+            config=as_mapping(config),
+        )
+
+    def log(self, values: dict[str, int | float], step: int) -> None:
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+_BOARDS = {"tensorboard": _Tensorboard, "wandb": _Wandb}
+
+
 class RunRecord:
-    """A run folder: `config.yaml`, `record.json`, `log.jsonl`, `checkpoints/`, and tensorboard's files."""
+    """A run folder: `config.yaml`, `record.json`, `log.jsonl`, `checkpoints/`, and the files of `train.boards`."""
 
     def __init__(
         self, config: RunConfig, facts: dict[str, Any], *, resume: bool, step: int = 0, writes: bool = True
@@ -92,9 +140,7 @@ class RunRecord:
             self._log = open(self.folder / "log.jsonl", "a", encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write the run folder {self.folder}: {error.strerror}") from error
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1 if step else None)
+        self._boards = [_BOARDS[name](self.folder, config, step) for name in config.train.boards]
 
     def _cut_log(self, step: int) -> None:
         log = self.folder / "log.jsonl"
@@ -106,20 +152,45 @@ class RunRecord:
             shorter.replace(log)
 
     def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """One line of the log, and its numbers as curves named `kind/key`."""
+        """One line of the log, and its numbers as curves named `kind/key` on the boards."""
         if not self._writes:
             return
         self._log.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self._log.flush()
-        for key, value in values.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                self._board.add_scalar(f"{kind}/{key}", value, step)
+        numbers = {
+            f"{kind}/{key}": value
+            for key, value in values.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        for board in self._boards:
+            board.log(numbers, step)
 
     def close(self) -> None:
         if not self._writes:
             return
         self._log.close()
-        self._board.close()
+        for board in self._boards:
+            board.close()
+
+
+def interval_line(step: int, steps: int, steps_left: int, values: dict[str, Any]) -> str:
+    """A line of the log for people."""
+    minutes_left = steps_left * values["step_ms"] / 60_000
+    return (
+        f"step {step:>6}/{steps}  epoch {values['epoch']:6.2f}  loss {values['loss']:8.4f}  lr {values['lr']:.2e}  "
+        f"{values['clips_per_s']:7.1f} clips/s  {values['step_ms']:7.1f} ms/step  "
+        f"data wait {values['data_wait_share']:4.0%}  peak {values['peak_memory_gb']:5.2f} GB  "
+        f"{minutes_left:5.1f} min left"
+    )
+
+
+def peak_memory_gb(device_type: str) -> float:
+    """The most memory that was in use so far: of the GPU by torch's tensors, or of this process."""
+    if device_type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def history_table(title: str, history: list[dict[str, Any]]) -> Table:

@@ -2,26 +2,36 @@
 
 import os
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from configs.errors import UserError
-from configs.load import as_mapping, check
+from configs.load import as_mapping, check, refuse_other_config
 from configs.schema import RunConfig
 from model.distributed import Ranks
 from model.weights import read_tensors
 
 FORMAT = "whence-checkpoint"
 VERSION = 2
+BEST = "best.pt"
+FREE_ON_RESUME = (
+    *("out", "evaluate", "data.loader", "data.store", "train.device", "train.max_steps", "train.cpu_threads"),
+    *("train.log_every_steps", "train.keep_checkpoints", "train.checkpoint_every_steps", "data.batch_size"),
+    "train.boards",
+)
+"""What may differ when a run goes on. Another loader, store, device, or number of threads or processes feeds the same
+clips with the same draws and moves the weights by rounding only; another training list or step size is refused."""
 _NAME = re.compile(r"step-(\d{8})\.pt")
 
 
 @dataclass(kw_only=True)
 class Checkpoint:
-    """model, optimizer: state dicts. step: optimizer steps done. loader: its `state_dict()`. rng: torch's generators.
+    """model: the state dict to score, averaged if the run averages its weights; trained: then the one that training
+    goes on with, else empty. optimizer: its state dict. step: optimizer steps done. loader: its `state_dict()`. rng:
+    torch's generators.
 
     record: what the run knew of itself (versions, lists' hashes, selection rule, `finished`). history: one entry an
     epoch, as in the log.
@@ -35,6 +45,7 @@ class Checkpoint:
     rng: dict[str, Any]
     record: dict[str, Any]
     history: list[dict[str, Any]]
+    trained: dict[str, Any] = field(default_factory=dict)
 
 
 def capture_rng(ranks: Ranks | None = None) -> dict[str, list[torch.Tensor]]:
@@ -77,18 +88,27 @@ def write_atomically(path: Path, write: Any) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int, *, best: str | None = None) -> Path:
     """Write `folder/step-<step>.pt` and remove all but the newest `keep`.
 
+    best: how it was chosen, for every report of it, if it is also to become `folder/best.pt`; that one is written
+    first, so that a run that is killed in between goes on before its scoring.
     Raises: UserError as `write_atomically`, and if a weight is NaN or infinite.
     """
-    _refuse_not_finite(checkpoint.model, checkpoint.step)
-    folder.mkdir(parents=True, exist_ok=True)
-    values = {**vars(checkpoint), "config": as_mapping(checkpoint.config), "format": FORMAT, "version": VERSION}
-    path = folder / f"step-{checkpoint.step:08d}.pt"
-    write_atomically(path, lambda file: torch.save(values, file))
+    if best:
+        _write(folder / BEST, replace(checkpoint, record=checkpoint.record | {"selection": best}))
+    path = _write(folder / f"step-{checkpoint.step:08d}.pt", checkpoint)
     for old in list_checkpoints(folder)[:-keep]:
         old.unlink(missing_ok=True)
+    return path
+
+
+def _write(path: Path, checkpoint: Checkpoint) -> Path:
+    for state in filter(None, (checkpoint.model, checkpoint.trained)):
+        _refuse_not_finite(state, checkpoint.step)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = {**vars(checkpoint), "config": as_mapping(checkpoint.config), "format": FORMAT, "version": VERSION}
+    write_atomically(path, lambda file: torch.save(values, file))
     return path
 
 
@@ -102,6 +122,19 @@ def _refuse_not_finite(state: dict[str, Any], step: int) -> None:
             f"{len(broken)} of {len(names)} tensors hold NaN or infinity after step {step} ({', '.join(broken[:3])}): "
             "they are not saved. Lower optim.lr, set optim.clip_norm, or go on from the last checkpoint with --resume"
         )
+
+
+def resumable(folder: Path, config: RunConfig) -> tuple[Checkpoint, Path] | None:
+    """The newest checkpoint of a run folder, for a run of this config to go on from; None if there is none.
+
+    Raises: UserError as `load_checkpoint`, and if it was made by another config.
+    """
+    found = list_checkpoints(folder / "checkpoints")
+    if not found:
+        return None
+    checkpoint = load_checkpoint(found[-1])
+    refuse_other_config(config, checkpoint.config, free=FREE_ON_RESUME, where=found[-1])
+    return checkpoint, found[-1]
 
 
 def refuse_other_steps(record: dict[str, Any], facts: dict[str, Any], where: str) -> None:
@@ -147,13 +180,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"{path} is not a checkpoint of this project: it does not say format '{FORMAT}'")
     if values.get("version") != VERSION:
         raise UserError(f"{path} is a checkpoint of version {values.get('version')}; this code reads version {VERSION}")
-    values = {key: value for key, value in values.items() if key not in ("format", "version")}
+    found: dict[str, Any] = {"trained": {}} | values
+    del found["format"], found["version"]
     expected = {item.name for item in fields(Checkpoint)}
-    if set(values) != expected:
-        differing = ", ".join(sorted(expected ^ set(values)))
+    if set(found) != expected:
+        differing = ", ".join(sorted(expected ^ set(found)))
         raise UserError(f"{path} is a damaged checkpoint: these entries are missing or unknown: {differing}")
-    values["config"] = check(RunConfig, values["config"], f"the config inside {path}")
-    return Checkpoint(**values)
+    found["config"] = check(RunConfig, found["config"], f"the config inside {path}")
+    return Checkpoint(**found)
 
 
 def restore_model(module: torch.nn.Module, state: dict[str, Any], where: str) -> None:
@@ -180,7 +214,7 @@ def restore_parts(
     ranks: Ranks,
 ) -> None:
     """Bring the parts of a run to where the checkpoint left them. Raises: UserError as `restore_model`."""
-    restore_model(model, checkpoint.model, where)
+    restore_model(model, checkpoint.trained or checkpoint.model, where)
     optimizer.load_state_dict(checkpoint.optimizer)
     loader.load_state_dict(checkpoint.loader)
     restore_rng(checkpoint.rng, ranks)

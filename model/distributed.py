@@ -121,13 +121,25 @@ class Ranks:
         return found
 
     def wrap(self, objective: nn.Module) -> nn.Module:
-        """The objective, its gradients averaged over the ranks as they come."""
+        """The objective, its gradients averaged over the ranks as they come.
+
+        They are averaged bucket by bucket (25 MB each) while the backward pass goes on. That holds for a compiled
+        objective too: inside this wrapper torch splits its graph where the buckets end (`torch._dynamo.config`,
+        `optimize_ddp`), else one compiled backward pass would hand out all gradients at its end.
+        """
         return nn.parallel.DistributedDataParallel(objective) if self.size > 1 else objective
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give every rank the first one's buffers (BatchNorm's statistics), as every forward pass in training does."""
+        if self.size > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0)
 
     @staticmethod
     def averaging(wrapped: nn.Module, now: bool) -> AbstractContextManager[Any]:
         """Inside, backward passes average the gradients over the ranks, or only add them up on each."""
-        return nullcontext() if now or not hasattr(wrapped, "no_sync") else wrapped.no_sync()
+        spread = isinstance(wrapped, nn.parallel.DistributedDataParallel)
+        return wrapped.no_sync() if spread and not now else nullcontext()
 
     def leave(self) -> None:
         """Say goodbye; nothing may be asked afterwards."""

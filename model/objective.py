@@ -1,6 +1,7 @@
 """Method and losses in one module: all that the training loop calls, compiles and wraps."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         self.losses = nn.ModuleDict(losses)
+        self._weights: Any = None  # the values, their device, and the tensor of `weights_at`
         for name, loss in losses.items():
             for need in loss.needs:
                 if need not in model.outputs:
@@ -36,12 +38,14 @@ class Objective(nn.Module):
                     )
 
     def weights_at(self, progress: Progress, device: torch.device) -> Tensor:
-        """(number of losses,) float32: each loss's weight, 0 before its start_epoch."""
-        values = [
+        """(number of losses,) float32: each loss's weight, 0 before its start_epoch. One tensor until they change."""
+        values: list[Any] = [
             loss.config.weight if progress.epoch >= loss.config.start_epoch else 0.0  # type: ignore[union-attr]
             for loss in self.losses.values()
         ]
-        return torch.tensor(values, dtype=torch.float32).to(device, non_blocking=True)
+        if self._weights is None or self._weights[:2] != (values, device):
+            self._weights = (values, device, torch.tensor(values, dtype=torch.float32).to(device, non_blocking=True))
+        return self._weights[2]
 
     def forward(self, batch: Batch, weights: Tensor) -> Losses:
         outputs = self.model(batch)
