@@ -66,8 +66,10 @@ def merge(out: Path, stores: Sequence[Path], *, dataset: str | None = None, copy
         if temporary.exists():
             shutil.rmtree(temporary)  # of a merge that was killed
         temporary.mkdir(parents=True)
-        about = joined(manifests, splits)
+        about, left_out = joined(manifests, splits, [read_left_out(store) for store in stores])
         _write(temporary, stores, manifests, sorted(refused.values()), dataset, copy, merged, about)
+        if left_out:
+            write_left_out(temporary, left_out)
         temporary.rename(out)
         sync_folder(out.parent)
     except OSError as error:
@@ -162,9 +164,6 @@ def _write(
     plan = {"format": STORE_FORMAT, "version": manifests[0]["version"], "merged": parts}
     write_bytes(out / PLAN, json_bytes(plan))
     write_refused(out, refused)
-    left_out = [row for store in stores for row in read_left_out(store)]
-    if left_out:
-        write_left_out(out, left_out)
     write_manifest(
         out,
         {

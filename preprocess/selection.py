@@ -19,6 +19,7 @@ from preprocess.listing import find_files, stem
 LEFT_OUT_FILE = "left_out.csv"
 _TEST_LISTS = {"vggss_test": "vggss_test", "flickr_test": "flickr_test_slavc"}
 _ANNOTATIONS = "Annotations"
+_ABSENT = ("missing", "no_sound", "no_picture")
 _SPLIT = re.compile(r"(\w+)=(.+)")
 
 
@@ -123,20 +124,49 @@ def read_left_out(store: Path) -> list[LeftOut]:
         return [LeftOut(*row) for row in csv.reader(file)][1:]
 
 
-def joined(manifests: Sequence[dict[str, Any]], ids: dict[str, list[str]]) -> dict[str, Any]:
-    """What the manifest of a store made of others says as `Selection.about` does. ids: those of each of its splits."""
+def joined(
+    manifests: Sequence[dict[str, Any]], ids: dict[str, list[str]], left_out: Sequence[Sequence[LeftOut]]
+) -> tuple[dict[str, Any], list[LeftOut]]:
+    """What the manifest of a store made of others says as `Selection.about` does, and what it leaves out: a clip that
+    one of them lacks and another one holds is not missing. ids: those of each split of the new store; left_out: the
+    rows of each of the others.
+    """
     truth: dict[str, Counter[str]] = {}
-    left_out: Counter[str] = Counter()
     for manifest in manifests:
-        left_out.update(manifest.get("left_out", {}))
         for split, counts in manifest.get("truth", {}).items():
             truth.setdefault(split, Counter()).update(counts)
-    return {
-        "lists": [item for manifest in manifests for item in manifest.get("lists", [])],
+    packed = {clip_id for names in ids.values() for clip_id in names}
+    all_rows = dict.fromkeys(row for rows in left_out for row in rows)
+    rows = [row for row in all_rows if row.reason not in _ABSENT or row.clip_id not in packed]
+    about = {
+        "lists": _joined_lists(manifests, left_out),
         "truth": {split: dict(counts) for split, counts in sorted(truth.items())},
         "leaks": {split: leaks(names) for split, names in sorted(ids.items()) if not is_test_split(split)},
-        "left_out": dict(sorted(left_out.items())),
+        "left_out": dict(sorted(Counter(row.reason for row in rows).items())),
     }
+    return about, rows
+
+
+def _joined_lists(manifests: Sequence[dict[str, Any]], left_out: Sequence[Sequence[LeftOut]]) -> list[dict[str, Any]]:
+    """The lists of all stores; of one that is the only list of its split, what all of them lack is missing."""
+    of_split: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+    for number, manifest in enumerate(manifests):
+        for item in manifest.get("lists", []):
+            of_split.setdefault(item["split"], []).append((number, item))
+    lists = []
+    for split, items in of_split.items():
+        first = items[0][1]
+        same = all((item["list"], item["id_hash"]) == (first["list"], first["id_hash"]) for _, item in items)
+        if len(items) == 1 or not same:
+            lists += [item for _, item in items]
+            continue
+        absent = [
+            {row.clip_id for row in left_out[number] if row.split == split and row.reason in _ABSENT}
+            for number, _ in items
+        ]
+        missing = len(set.intersection(*absent))
+        lists.append({**first, "found": first["expected"] - missing, "missing": missing})
+    return lists
 
 
 def _whole(layout: Layout, clips: list[SourceClip]) -> Selection:
@@ -162,7 +192,7 @@ def _picked(layout: Layout, clips: list[SourceClip], lists: Sequence[str]) -> Se
     if len(by_id) < len(clips):
         count = len(clips) - len(by_id)
         raise UserError(f"{layout.source}: {count} clips are named twice, in different forms of one id")
-    known = {item.clip_id: item for item in layout.left_out if item.reason in ("no_sound", "no_picture", "missing")}
+    known = {item.clip_id: item for item in layout.left_out if item.reason in _ABSENT}
     picked: dict[str, SourceClip] = {}
     chosen = Selection(clips=[], notes=list(layout.notes))
     for text in lists:

@@ -6,13 +6,14 @@ import pytest
 
 from configs.errors import UserError
 from configs.load import load_frontend
-from pipeline.store import DATA, Store, id_hash
+from pipeline.store import DATA, Store, id_hash, read_manifest
 from preprocess.__main__ import main
 from preprocess.engines.local import Local
 from preprocess.extend import extend
 from preprocess.layouts.manifest import Manifest
 from preprocess.merge import merge
 from preprocess.options import PackConfig
+from preprocess.selection import read_left_out
 from preprocess.verify import verify
 from preprocess.writer import pack, read_refused
 from tests.conftest import tone, write_wav
@@ -115,6 +116,20 @@ def test_stores_of_other_options_are_not_joined(tmp_path: Path):
     with pytest.raises(UserError, match=r"packed differently \(spectrogram_storage.ez_vsl\)"):
         merge(tmp_path / "out", [with_codes, extended])
     assert not (tmp_path / "out").exists()
+
+
+def test_what_one_store_lacks_and_another_holds_is_not_missing(tmp_path: Path):
+    (tmp_path / "list.txt").write_text("a\nb\nc\nd\n")
+    for name in ("ab", "c"):
+        packed(tmp_path, name)
+        inputs = [str(tmp_path / f"source_{name}"), str(tmp_path / name)]
+        options = ["--list", f"dev={tmp_path / 'list.txt'}", "--frontend", "none", "--workers", "0"]
+        assert main(["pack", "manifest", *inputs, *options]) == 0
+    assert main(["merge", str(tmp_path / "out"), str(tmp_path / "ab"), str(tmp_path / "c")]) == 0
+    manifest = read_manifest(tmp_path / "out")
+    (said,) = manifest["lists"]
+    assert (said["expected"], said["found"], said["missing"]) == (4, 3, 1) and manifest["left_out"] == {"missing": 1}
+    assert [row.clip_id for row in read_left_out(tmp_path / "out")] == ["d"]
 
 
 def test_neighbours_are_left_out_with_a_note(tmp_path: Path):
