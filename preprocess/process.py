@@ -1,7 +1,7 @@
 """Packing processes: tasks in, reports out; and the desk that hands out tasks and knows what to do when one dies.
 
-A process that dies, or whose code fails, on a clip takes no more with it than its shard: the shard is begun again, and
-a clip that this happens to again and again is refused.
+A process that dies on a clip takes no more with it than its shard: the shard is begun again, and a clip that this
+happens to again and again is refused. An exception in a process is a fault of ours, not of a clip: it ends the packing.
 """
 
 import contextlib
@@ -106,6 +106,8 @@ def serve(descriptor: int, clip_limit_s: int) -> None:
     except UserError as error:
         understood = True
         connection.send(("wrong", str(error)))
+    except MemoryError:
+        os.kill(os.getpid(), signal.SIGKILL)  # as the system does elsewhere when a clip takes too much memory
     finally:
         if not understood:
             connection.send(("failed", traceback.format_exc()))
@@ -164,17 +166,19 @@ class Desk:
     def lost(self, seat: Seat, detail: str) -> None:
         """Do what is to be done when the process of a seat has ended.
 
-        detail: how. Raises: UserError if processes end again and again without packing a clip.
+        detail: how. Raises: UserError if processes end again and again without packing a clip; RuntimeError with its
+        traceback if an exception ended it.
         """
-        if seat.failure and seat.clip_id is None:
-            raise RuntimeError(f"a packing process failed:\n{seat.failure}")
+        if seat.failure:
+            where = "" if seat.clip_id is None else f" on clip {seat.clip_id}"
+            raise RuntimeError(f"a packing process failed{where}; what is packed stays\n{seat.failure}")
         self._deaths += 1
         if self._deaths > _DEATHS_IN_A_ROW:
             raise UserError(
                 f"packing processes ended {self._deaths} times without packing a clip ({detail}). If this is for lack "
-                f"of memory, use fewer --workers. What is packed stays\n{seat.failure}".rstrip()
+                "of memory, use fewer --workers. What is packed stays"
             )
         if seat.task is not None and seat.clip_id is not None:
-            seat.task = self._crashed(seat.task, seat.clip_id, seat.failure.strip().rpartition("\n")[2] or detail)
+            seat.task = self._crashed(seat.task, seat.clip_id, detail)
         if seat.task is not None:
             self._queue.appendleft(seat.task)

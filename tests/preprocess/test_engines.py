@@ -68,6 +68,8 @@ class Trial:
         report("clip", f"{self.name}-clip")
         if self.deed == "raise":
             raise KeyError("an exception that nobody thought of")
+        if self.deed == "exhaust":
+            bytearray(2**62)
         if self.deed == "sleep":
             time.sleep(60)
         if self.deed == "leave":
@@ -85,9 +87,16 @@ def test_more_processes_than_tasks_in_a_row_all_leave_in_peace():
 
 
 @pytest.mark.slow
+def test_an_exception_in_a_process_ends_the_packing_with_its_traceback():
+    with pytest.raises(RuntimeError, match=r"on clip a-clip(.|\n)*in write(.|\n)*KeyError: 'an exception that nobody"):
+        local(1).run([Trial("a", "raise"), Trial("b")], lambda *said: None, pytest.fail)
+    assert not children(os.getpid())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("deed", "detail"),
-    [("raise", "KeyError: 'an exception that nobody thought of'"), ("leave", "the process ended with code 3")],
+    [("leave", "the process ended with code 3"), ("exhaust", KILLED)],
 )
 def test_what_ends_a_process_on_a_clip_is_told_with_the_clip(deed: str, detail: str):
     told = []
