@@ -102,7 +102,7 @@ class Training:
             with_synced_batchnorm(self.objective, device)
         if config.train.channels_last:
             self.objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = build_optimizer(config.optim, self.model.param_groups(), device)
+        self.optimizer = build_optimizer(config.optim, self.model.param_groups())
         objective: Any = torch.compile(self.objective, fullgraph=True) if config.train.compile else self.objective
         self.forward = self.ranks.wrap(objective)
         self.step, self.history = 0, []
@@ -214,7 +214,8 @@ class Training:
             if self.step % config.train.log_every_steps == 0 or self.step in (1, self.last_step):
                 self.log_interval(clock, terms)
             if every and self.step % every == 0 and self.step < boundary:
-                self.save()
+                with clock.paused():
+                    self.save()
 
     def log_interval(self, clock: Clock, terms: dict[str, torch.Tensor]) -> None:
         total, read = self.loss.check(self.step, self.record.folder), self.loader.stats()

@@ -226,6 +226,13 @@ class Clock:
         yield
         self.waited += time.perf_counter() - begin
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside does not count."""
+        begin = time.perf_counter()
+        yield
+        self.start += time.perf_counter() - begin
+
     def step(self, clips: int) -> None:
         self.steps += 1
         self.clips += clips

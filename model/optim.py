@@ -8,16 +8,15 @@ import torch
 from configs.schema import OptimConfig
 
 
-def build_optimizer(config: OptimConfig, groups: list[dict[str, Any]], device: torch.device) -> torch.optim.Optimizer:
-    """The optimizer over a method's `param_groups()`; fused kernels where the device has them."""
-    fused = device.type == "cuda"
+def build_optimizer(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """The optimizer over a method's `param_groups()`, in fused kernels: one pass over each tensor, on a CPU as well."""
     groups = [{"lr_scale": 1.0, **group} for group in groups]
     if config.name == "sgd":
         return torch.optim.SGD(
-            groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
+            groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
         )
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    return kind(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=fused)
+    return kind(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:

@@ -64,7 +64,7 @@ def time_steps(
     config: RunConfig, objective: Objective, batch: Batch, weights: torch.Tensor, device: torch.device
 ) -> list[float]:
     """Seconds of up to ten training steps on one batch after two others, or as many as half a minute allows."""
-    optimizer = build_optimizer(config.optim, objective.model.param_groups(), device)
+    optimizer = build_optimizer(config.optim, objective.model.param_groups())
     run: Any = torch.compile(objective, fullgraph=True) if config.train.compile else objective
     progress = Progress(step=0, epoch=0.0, total_steps=1)
     seconds: list[float] = []

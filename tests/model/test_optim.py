@@ -44,7 +44,6 @@ def test_groups_keep_their_share(name: str):
     optimizer = build_optimizer(
         OptimConfig.model_validate({"name": name, "lr": 0.1}),
         [{"params": [slow], "lr_scale": 0.5}, {"params": [fast]}],
-        torch.device("cpu"),
     )
     set_learning_rate(optimizer, 0.2)
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.2]

@@ -336,7 +336,7 @@ def test_dropout_is_for_training_alone():
 @pytest.mark.parametrize("decay", [True, False])
 def test_decay_of_the_scale_is_a_choice(decay: bool):
     groups = small(decay_scale=decay).param_groups()
-    optimizer = build_optimizer(OptimConfig(weight_decay=1e-4), groups, torch.device("cpu"))
+    optimizer = build_optimizer(OptimConfig(weight_decay=1e-4), groups)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [1e-4, 1e-4 if decay else 0.0]
     assert sum(len(group["params"]) for group in groups) == 122
 
