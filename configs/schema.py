@@ -161,6 +161,9 @@ class AudioConfig(Config):
 class DataConfig(Config):
     store: Path | None = Field(default=None, description="folder written by `python -m preprocess pack`")
     train_split: str = "train"
+    exclude: str | None = Field(
+        default=None, description="clips not to train on: a bundled list (configs/lists) or a file with one id a line"
+    )
     batch_size: int = Field(default=128, ge=1, description="clips a step on each rank")
     image: ImageConfig = ImageConfig()
     audio: AudioConfig = Field(default_factory=lambda: AudioConfig.model_validate({"frontend": "ez_vsl"}))

@@ -20,7 +20,7 @@ from pipeline.batch import Batch, InputSpec, Truth
 from pipeline.frontends import from_codes, log_spectrogram, normalise, resample
 from pipeline.record import RecordView
 from pipeline.sampler import Draws, Plan, clip_keys, epoch_order
-from pipeline.store import Store, id_hash
+from pipeline.store import Store, id_hash, training_numbers
 
 _APPLIED_IN_BATCHES = {"offset", "divisor", "short"}
 """Keys of a front-end that do not change what is stored."""
@@ -149,7 +149,8 @@ class ClipSource:
 
     def _read_index(self) -> None:
         request, index = self.request, self.store.index
-        self.numbers = self.store.select(request.split)
+        exclude = request.data.exclude if request.train else None
+        self.numbers = training_numbers(self.store, request.split, exclude)
         self._ids = [index["clip_id"][number] for number in self.numbers]
         self._keys = clip_keys(self._ids)
         self.plan = Plan(len(self._ids), request.batch_size, request.train, request.rank, request.world_size)

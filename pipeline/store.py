@@ -12,7 +12,7 @@ import os
 import re
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,8 @@ import msgpack
 import numpy as np
 
 from configs.errors import UserError
-from configs.ids import source_of
+from configs.id_lists import load_list
+from configs.ids import normalise_id, source_of
 from pipeline.record import RECORD_VERSION, Record, RecordView
 
 STORE_FORMAT = "whence-store"
@@ -285,14 +286,42 @@ class Store:
         self.close()
 
 
-def training_list(path: Path | None, split: str) -> tuple[dict[str, Any], list[str]]:
+def training_numbers(store: Store, split: str, exclude: str | None) -> np.ndarray:
+    """Numbers of the clips to learn from, as `Store.select` gives them, without those of the list `exclude`.
+
+    Raises: UserError if the split or the list is missing, no clip of the split is on the list, or none is left.
+    """
+    numbers = store.select(split)
+    if exclude is None:
+        return numbers
+    part = _PART.fullmatch(split)
+    clip_ids, listed = store.index["clip_id"], set(load_list(exclude))
+    excluded = {number for number in store.select(part["split"] if part else split) if _named(clip_ids[number], listed)}
+    if not excluded:
+        raise UserError(
+            f"none of the {len(listed)} ids of data.exclude={exclude} is in split '{split}' of {store.path}, which has "
+            f"ids like {clip_ids[numbers[0]]}; name another list, or leave data.exclude out"
+        )
+    kept = np.array([number for number in numbers if number not in excluded], numbers.dtype)
+    if not len(kept):
+        raise UserError(f"data.exclude={exclude} leaves none of the {len(numbers)} clips of split '{split}'")
+    return kept
+
+
+def _named(clip_id: str, listed: Collection[str]) -> bool:
+    return clip_id in listed or normalise_id(clip_id) in listed
+
+
+def training_list(path: Path | None, split: str, exclude: str | None = None) -> tuple[dict[str, Any], list[str]]:
     """What the record of a run says of the clips it learns from, and their ids; nothing without a store.
 
-    Raises: UserError if the store or the split is missing.
+    Raises: UserError as `training_numbers`, or if the store is missing.
     """
     if path is None:
         return {}, []
     with Store(path) as store:
-        clip_ids = [store.index["clip_id"][number] for number in store.select(split)]
-        facts = {"store": str(path), "store_id_hash": store.manifest["id_hash"]}
+        clip_ids = [store.index["clip_id"][number] for number in training_numbers(store, split, exclude)]
+        facts: dict[str, Any] = {"store": str(path), "store_id_hash": store.manifest["id_hash"]}
+        if exclude is not None:
+            facts |= {"exclude": exclude, "excluded_clips": len(store.select(split)) - len(clip_ids)}
     return facts | {"train_clips": len(clip_ids), "train_id_hash": id_hash(clip_ids)}, clip_ids

@@ -30,7 +30,7 @@ class TrainingData:
             self.split = part_of(self.split, "kept", share)
         if config.evaluate.sets:
             check_sets(config.data.store, config.evaluate.sets)
-        self.facts, self.clip_ids = training_list(config.data.store, self.split)
+        self.facts, self.clip_ids = training_list(config.data.store, self.split, config.data.exclude)
         self.loader = build_loader(config.data, spec, self.split, train=True, **self._where)
         if len(self.loader) < config.optim.accumulate:
             self.loader.close()

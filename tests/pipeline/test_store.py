@@ -11,7 +11,20 @@ import pytest
 
 from configs.errors import UserError
 from pipeline.record import decode
-from pipeline.store import DATA, INDEX, INDEX_COLUMNS, MANIFEST, Store, id_hash, index_row, key_of, read_manifest
+from pipeline.store import (
+    DATA,
+    INDEX,
+    INDEX_COLUMNS,
+    MANIFEST,
+    Store,
+    id_hash,
+    index_row,
+    key_of,
+    part_of,
+    read_manifest,
+    training_list,
+    training_numbers,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,6 +56,23 @@ def test_a_split_comes_in_the_order_of_its_ids(packed_store: Path):
         assert store.index["clip_id"] != sorted(store.index["clip_id"])
         with pytest.raises(UserError, match=r"no split 'tset'; it has: test, train"):
             store.select("tset")
+
+
+def test_training_leaves_out_the_clips_of_a_list(packed_store: Path, tmp_path: Path):
+    listed = tmp_path / "bad.txt"
+    listed.write_text("clip_03\nclip_00\nclip_20\nno_such_clip\n")
+    facts, clip_ids = training_list(packed_store, "train", str(listed))
+    assert clip_ids == [f"clip_{number:02d}" for number in range(16) if number not in (0, 3)]
+    assert (facts["exclude"], facts["excluded_clips"], facts["train_clips"]) == (str(listed), 2, 14)
+    assert facts["train_id_hash"] == id_hash(clip_ids) != training_list(packed_store, "train")[0]["train_id_hash"]
+    with Store(packed_store) as store:
+        parts = [training_numbers(store, part_of("train", side, 0.3), str(listed)) for side in ("kept", "held_out")]
+        assert sorted(np.concatenate(parts)) == sorted(training_numbers(store, "train", str(listed)))
+        with pytest.raises(UserError, match=r"none of the 5,?158 ids of data.exclude=vggss_test is in split 'train'"):
+            training_numbers(store, "train", "vggss_test")
+        listed.write_text("".join(f"{clip_id}\n" for clip_id in store.index["clip_id"]))
+        with pytest.raises(UserError, match="leaves none of the 16 clips of split 'train'"):
+            training_numbers(store, "train", str(listed))
 
 
 def test_blobs_lie_on_cache_lines_in_the_memory_map(packed_store: Path):
