@@ -24,6 +24,7 @@ class StepProfile:
         self._device, self.out, self.wanted = device, out, wanted
         self._seen = 0
         self._seconds: dict[str, float] = defaultdict(float)
+        self._step_began = self._whole = 0.0
         self._profile: profile | None = None
 
     @contextmanager
@@ -33,6 +34,7 @@ class StepProfile:
             yield
             return
         begin = time.perf_counter()
+        self._step_began = self._step_began or begin
         with record_function(name):
             yield
             self._wait()
@@ -49,23 +51,25 @@ class StepProfile:
         if self._seen == WARM_UP_STEPS:
             kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (self._device.type == "cuda")
             self._wait()
-            self._profile = profile(activities=kinds)
+            self._profile = profile(activities=kinds, acc_events=True)  # else it warns
             self._profile.start()
-            self._began = time.perf_counter()
-        elif self._profile is not None and self._seen == WARM_UP_STEPS + STEPS:
-            whole = time.perf_counter() - self._began
-            self._profile.stop()
-            self._profile.export_chrome_trace(str(self.out))
-            self._profile, self.wanted = None, False
-            return self._table(whole)
+        elif self._profile is not None:
+            self._whole += time.perf_counter() - self._step_began
+            self._step_began = 0.0
+            if self._seen == WARM_UP_STEPS + STEPS:
+                self._profile.stop()
+                self._profile.export_chrome_trace(str(self.out))
+                self._profile, self.wanted = None, False
+                return self._table()
         return None
 
     def _wait(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
-    def _table(self, whole: float) -> Table:
-        table = Table(title=f"{STEPS} steps on {self._device}, waiting after every stage; trace: {self.out}")
+    def _table(self) -> Table:
+        whole = self._whole
+        table = Table(caption=f"{STEPS} steps on {self._device}, waiting after every stage", title=str(self.out))
         for title in ("stage", "ms a step", "share"):
             table.add_column(title, justify="left" if title == "stage" else "right")
         rest = whole - sum(self._seconds.values())

@@ -79,7 +79,7 @@ class EpochScores:
         asked_to_stop: Callable[[], bool],
     ) -> None:
         """held_out: the split of the held-out clips, "" if there are none. score_sets: the table of every set of a
-        config. load_held_out: a new loader over the held-out clips, as for training but without augmentation.
+        config. load_held_out: a new loader over the held-out clips, at least one batch, without augmentation.
         asked_to_stop: asked before every batch.
         """
         self.config, self._objective, self._ranks, self._device = config, objective, ranks, device
@@ -97,7 +97,7 @@ class EpochScores:
     def after(self, epoch: int, last: bool, average: WeightAverage | None) -> dict[str, float]:
         """`set/score` -> value, of the averaged weights if there are any; the same on every rank, all of which call it.
 
-        Raises: UserError as the scoring of sets does, or if there are too few held-out clips; HeldOutStopped.
+        Raises: UserError as the scoring of sets does; HeldOutStopped.
         """
         config, found, sets = self.config, {}, self._sets_due(epoch, last)
         model = self._objective.model
@@ -137,9 +137,4 @@ class EpochScores:
         finally:
             objective.train()
             loader.close()
-        if not totals:
-            raise UserError(
-                f"the held-out clips (train.selection.share={config.train.selection.share}) do not fill a batch of "
-                f"{config.data.batch_size} on each of {self._ranks.size} rank(s); hold out more or lower the batch size"
-            )
         return float(self._ranks.mean(torch.stack(totals).float().cpu()).mean())

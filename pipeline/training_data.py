@@ -19,7 +19,7 @@ class TrainingData:
 
     def __init__(self, config: RunConfig, spec: InputSpec, device: torch.device, rank: int, world_size: int) -> None:
         """Raises: UserError as `build_loader`, if a set that the run scores is not in the store, and if the clips do
-        not fill a step.
+        not fill a step, or the held-out ones a batch.
         """
         self._config, self._spec = config, spec
         self._where = {"seed": config.seed, "rank": rank, "world_size": world_size, "device": device}
@@ -31,6 +31,15 @@ class TrainingData:
         if config.evaluate.sets:
             check_sets(config.data.store, config.evaluate.sets)
         self.facts, self.clip_ids = training_list(config.data.store, self.split, config.data.exclude)
+        if self.held_out:
+            held_out, _ = training_list(config.data.store, self.held_out, config.data.exclude)
+            self.facts["held_out_clips"] = held_out["train_clips"]
+            if held_out["train_clips"] < config.data.batch_size * world_size:
+                raise UserError(
+                    f"the {held_out['train_clips']} held-out clips ('{self.held_out}') do not fill a batch of "
+                    f"{config.data.batch_size} on {world_size} rank(s); raise train.selection.share or lower "
+                    "data.batch_size"
+                )
         self.loader = build_loader(config.data, spec, self.split, train=True, **self._where)
         if len(self.loader) < config.optim.accumulate:
             self.loader.close()

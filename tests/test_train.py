@@ -1,6 +1,7 @@
 """train.py as a user runs it: real store, real loader, real files."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -8,16 +9,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torchvision
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
 from configs.errors import UserError
-from configs.load import load_frontend
+from configs.load import load_config, load_frontend
+from model import profiling
 from model.checkpoint import load_checkpoint
 from model.honesty import TRAIN_IDS, unpack_ids
+from pipeline.batch import InputSpec
+from pipeline.loader import build_loader
+from pipeline.store import Store, is_held_out
 from preprocess.engines.local import Local
 from preprocess.layouts.manifest import Manifest
 from preprocess.options import PackConfig
@@ -77,6 +84,10 @@ def test_a_run_takes_every_step_and_leaves_its_record(run, tmp_path: Path):
     log = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     assert sum('"kind": "train"' in line for line in log) == 2 * steps
     assert (tmp_path / "run" / "config.yaml").is_file() and list((tmp_path / "run" / "tensorboard").iterdir())
+    assert (tmp_path / "run" / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    values = json.loads(log[1])
+    assert values["bytes_per_clip"] > 1000 and values["peak_memory_gb"] > 0.1 and values["batches_ready"] >= 0
+    assert json.loads((tmp_path / "run" / "record.json").read_text())["loader"]["loader"] == "reference"
     assert len(unpack_ids(checkpoint.record[TRAIN_IDS])) == checkpoint.record["train_clips"] == 16
     # Its own resolved config is enough to run it again, and gives the same weights.
     again = tmp_path / "again"
@@ -201,11 +212,113 @@ def test_finished_runs_are_left_alone(run, tmp_path: Path, capsys: pytest.Captur
         run("run", "optim.lr=2e-3", resume=True)
 
 
-def test_a_loss_that_is_not_finite_stops_with_its_clips(run, tmp_path: Path):
-    # A weight beyond float32 makes the very first loss infinite.
-    with pytest.raises(UserError, match=r"the loss became inf.*not_finite\.txt"):
-        run("run", "model.losses.max_mil.weight=1e39")
-    assert (tmp_path / "run" / "not_finite.txt").read_text().count("\n") == 4
+def test_a_loss_that_is_not_finite_stops_with_its_batch(run, tmp_path: Path, packed_store: Path):
+    # After a first step of this size the second loss is NaN; it is noticed at the fourth.
+    with pytest.raises(UserError, match=r"the loss became (inf|nan) shortly before step 4.*not_finite\.txt"):
+        run("run", "optim={name: sgd, lr: 1e30, schedule: constant, warmup_share: 0.0}", "train.log_every_steps=4")
+    config = load_config([str(tmp_path / "reference.yaml")])
+    loader = build_loader(config.data, InputSpec(), "train", train=True)
+    _, second, *_ = loader
+    loader.close()
+    assert (tmp_path / "run" / "not_finite.txt").read_text().split() == second.clip_id
+    dumped = torch.load(tmp_path / "run" / "not_finite.pt", weights_only=True)
+    assert dumped["clip_id"] == second.clip_id and not math.isfinite(dumped["loss"])
+    assert torch.equal(dumped["image"], second.image) and torch.equal(dumped["spectrogram"], second.spectrogram)
+
+
+HELD_OUT = "train.selection={by: held_out, share: 0.35}"
+
+
+def test_the_best_epoch_on_held_out_clips_is_kept(run, tmp_path: Path, packed_store: Path):
+    """With averaged weights, interrupted within an epoch: newest and best checkpoint equal those of a whole run."""
+    options = (HELD_OUT, "train.ema=0.9", "optim.lr=1e-4", "evaluate.sets={test: null}")
+    whole = run("whole", *options)
+    run("parts", *options, "train.max_steps=5")
+    same(whole, run("parts", *options, resume=True))
+    with Store(packed_store) as store:
+        names = {number: store.index["clip_id"][number] for number in store.select("train")}
+    learned = unpack_ids(whole.record[TRAIN_IDS])
+    assert learned == sorted(name for name in names.values() if not is_held_out(name, 0.35)) and len(learned) == 12
+    losses = [row["held_out/loss"] for row in whole.history]
+    assert len(losses) == 2 and len(set(losses)) == 2
+    best, again = (load_checkpoint(tmp_path / folder / "checkpoints" / "best.pt") for folder in ("whole", "parts"))
+    same(best, again)
+    assert best.record["best"] == {"value": min(losses), "epoch": losses.index(min(losses)) + 1}
+    assert best.record["selection"].startswith("best held_out/loss on 0.35 of the training list")
+    assert whole.record["selection"] == "last epoch"
+    for key, value in whole.trained.items():
+        assert torch.equal(value, load_checkpoint(tmp_path / "parts").trained[key])
+    assert any(not torch.equal(whole.trained[key], whole.model[key]) for key in whole.model)
+
+
+def test_the_best_epoch_on_a_scored_set_says_so(run, tmp_path: Path):
+    run("run", "train.selection={by: test_set, set: test, metric: pointing}", "train.epochs=1")
+    best = load_checkpoint(tmp_path / "run" / "checkpoints" / "best.pt")
+    assert best.record["selection"] == "best test/pointing on a set that is scored (split test), epoch 1"
+    with pytest.raises(UserError, match=r"train\.selection\.metric=point: test has no such score; it has .*'pointing'"):
+        run("typo", "train.selection={by: test_set, set: test, metric: point}", "train.epochs=1")
+
+
+class CountSyncs(TorchDispatchMode):
+    """Counts values that the host reads from tensors, outside of what `pause` wraps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.met, self.paused = 0, False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.met += "_local_scalar_dense" in str(func) and not self.paused
+        return func(*args, **(kwargs or {}))
+
+    def pause(self, method: Any) -> Any:
+        def paused(*arguments: Any) -> Any:
+            self.paused = True
+            method(*arguments)
+            self.paused = False
+
+        return paused
+
+
+def test_the_loop_reads_values_when_it_logs_only(run, monkeypatch: pytest.MonkeyPatch):
+    """All between two lines of the log: learning rate, weights of the losses, both passes, clipping, optimizer, EMA."""
+    syncs = CountSyncs()
+    before = train.Training.train_epoch
+
+    def counted(training: train.Training) -> None:
+        with syncs:
+            before(training)
+
+    monkeypatch.setattr(train.Training, "train_epoch", counted)
+    monkeypatch.setattr(train.Training, "log_interval", syncs.pause(train.Training.log_interval))
+    run("run", "train.epochs=1", "train.ema=0.9", "optim.clip_norm=1.0", "evaluate.sets={test: null}")
+    assert syncs.met == 0
+    with syncs:
+        float(torch.ones(1))
+    assert syncs.met == 1
+
+
+def test_a_plan_trains_nothing(run, tmp_path: Path, packed_store: Path, capsys: pytest.CaptureFixture):
+    config = tmp_path / "reference.yaml"
+    config.write_text(CONFIG.format(store=packed_store, loader="reference"))
+    assert train.main([str(config), f"out={tmp_path / 'run'}", "--plan"]) == 0
+    shown = capsys.readouterr().out
+    for word in ("22.36 M", "GFLOP a clip", "clips/s", "16 clips of split 'train'", "fits"):
+        assert word in shown
+    assert not (tmp_path / "run").exists()
+    assert train.main([str(config), "data.store=nowhere", "--plan"]) == 0
+    assert "no store at nowhere" in capsys.readouterr().out
+
+
+def test_a_profile_shows_its_stages(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setattr(profiling, "WARM_UP_STEPS", 1)
+    monkeypatch.setattr(profiling, "STEPS", 2)
+    run("run", "train.epochs=1", "evaluate.sets={test: null}", "--profile")
+    shown = capsys.readouterr().out
+    events = json.loads((tmp_path / "run" / "trace.json").read_text())["traceEvents"]
+    for stage in ("data", "forward and loss", "backward", "optimizer"):
+        assert stage in shown and sum(event.get("name") == stage and event.get("ph") == "X" for event in events) == 2
 
 
 @pytest.mark.parametrize(
@@ -216,6 +329,9 @@ def test_a_loss_that_is_not_finite_stops_with_its_clips(run, tmp_path: Path):
         ("data.train_split=trian", "no split 'trian'"),
         ("train.device=cuda", "no GPU"),
         ("evaluate.sets={nothing: {}}", "no split 'nothing'"),
+        ("train.selection={by: test_set, set: gone, metric: pointing}", r"train\.selection\.set=gone needs that set"),
+        ("train.selection={by: test_set, set: test}", "needs a metric of the set"),
+        ("train.selection={by: held_out, share: 0.1}", r"the 1 held-out clips \('train\[held_out:0.1000\]'\)"),
     ],
 )
 def test_wrong_input_is_named(run, override: str, message: str):
