@@ -25,11 +25,10 @@ from configs.load import as_mapping
 from configs.schema import FrontendConfig
 from pipeline.record import Record, RecordView, decode, encode
 from pipeline.store import DATA, INDEX, INDEX_COLUMNS, Store, index_row, key_of, read_manifest
-from preprocess.files import file_sha256, json_bytes, sync_folder, write_bytes
+from preprocess.files import ADDING, file_sha256, json_bytes, sync_folder, write_bytes
 from preprocess.task import PLAN, SHARD, Engine, Report
 from preprocess.writer import write_manifest
 
-ADDING = "adding"
 _RECORDS_AT_ONCE = 256
 Found = Callable[[int, int, int], None]
 _SHARD = re.compile(r"(shard-\d+)(?:-(\d+))?")
@@ -344,7 +343,10 @@ def _switch(path: Path, manifest: dict[str, Any], tasks: Sequence[AddTask]) -> N
             **manifest,
             "frontends": manifest["frontends"] | {item.name: as_mapping(item) for item in tasks[0].frontends},
             "spectrogram_storage": stored,
-            "shards": [{key: new[key] for key in old} for old, new in zip(manifest["shards"], summaries)],
+            "shards": [
+                {key: new.get(key, value) for key, value in old.items()}
+                for old, new in zip(manifest["shards"], summaries)
+            ],
         },
     )
     for task in tasks:

@@ -1,10 +1,16 @@
-"""Small files, written so that a power cut does not halve them."""
+"""Small files, written so that a power cut does not halve them; and names that many commands use."""
 
 import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
+
+NEIGHBOURS = "neighbours"
+"""Folder of a store's neighbour tables, and what says whose they are, see `preprocess.neighbours`."""
+NEIGHBOURS_FILE = "neighbours.json"
+ADDING = "adding"
+"""Folder of a store in which `preprocess.extend` writes shards anew."""
 
 
 def json_bytes(value: Any) -> bytes:

@@ -12,7 +12,7 @@ import msgpack
 
 from configs.errors import UserError
 from pipeline.store import DATA, INDEX, STORE_FORMAT, read_manifest
-from preprocess.files import json_bytes, sync_folder, write_bytes
+from preprocess.files import NEIGHBOURS, json_bytes, sync_folder, write_bytes
 from preprocess.quality import QUALITY
 from preprocess.selection import joined, read_left_out, write_left_out
 from preprocess.task import PLAN
@@ -56,7 +56,7 @@ def merge(out: Path, stores: Sequence[Path], *, dataset: str | None = None, copy
     merged = Merged(packed=len(ids), refused=len(refused))
     if twice:
         merged.notes.append(f"{len(twice)} clips that one store refused are in another one")
-    if any((store / "neighbours").exists() for store in stores):
+    if any((store / NEIGHBOURS).exists() for store in stores):
         merged.notes.append(
             "neighbour tables are left out, for the clips have other numbers now: run `python -m preprocess neighbours "
             f"{out}`"

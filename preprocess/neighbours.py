@@ -16,9 +16,8 @@ from torch import Tensor
 
 from configs.errors import UserError
 from pipeline.store import Store, id_hash
-from preprocess.files import sync_folder, write_bytes
+from preprocess.files import NEIGHBOURS, NEIGHBOURS_FILE, file_sha256, sync_folder, write_bytes
 
-NEIGHBOURS = "neighbours"
 _QUERIES, _CANDIDATES = 1024, 8192  # of a block: 32 MB of similarities
 
 
@@ -80,20 +79,23 @@ def write_neighbours(store: Store, tables: Mapping[str, np.ndarray], k: int, enc
     folder = store.path / NEIGHBOURS
     try:
         folder.mkdir(exist_ok=True)
-        (folder / "neighbours.json").unlink(missing_ok=True)
+        (folder / NEIGHBOURS_FILE).unlink(missing_ok=True)
+        hashes = {}
         for kind, table in tables.items():
             temporary = folder / f"{kind}.npy.tmp"
             with temporary.open("wb") as file:
                 np.save(file, table)
+            hashes[kind] = file_sha256(temporary)
             temporary.replace(folder / f"{kind}.npy")
         sync_folder(folder)
         said = {
             "id_hash": id_hash(store.index["clip_id"]),
             "k": k,
+            "sha256": hashes,
             "encoders": dict(encoders),
             "versions": {"numpy": np.__version__, "torch": str(torch.__version__)},
         }
-        write_bytes(folder / "neighbours.json", json.dumps(said, indent=1).encode() + b"\n")
+        write_bytes(folder / NEIGHBOURS_FILE, json.dumps(said, indent=1).encode() + b"\n")
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error}") from error
     return folder

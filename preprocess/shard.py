@@ -114,7 +114,8 @@ def _write_records(task: ShardTask, folder: Path, report: Report) -> dict[str, A
             report("packed", clip.clip_id)
     index = msgpack.Packer().pack(columns)
     write_bytes(folder / INDEX, index)
-    write_bytes(folder / QUALITY, msgpack.packb(measures))
+    quality = msgpack.packb(measures)
+    write_bytes(folder / QUALITY, quality)
     count = len(columns["clip_id"])
     read_back(folder, count)
     return {
@@ -125,6 +126,7 @@ def _write_records(task: ShardTask, folder: Path, report: Report) -> dict[str, A
         "bytes": (folder / DATA).stat().st_size,
         "sha256": file_sha256(folder / DATA),
         "index_sha256": hashlib.sha256(index).hexdigest(),
+        "quality_sha256": hashlib.sha256(quality).hexdigest(),
         "refused": refused,
         "spectrogram_storage": {
             frontend.name: storage(

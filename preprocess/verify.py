@@ -1,6 +1,7 @@
 """Is a store what its manifest says? Every byte is read."""
 
 import hashlib
+import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
@@ -15,7 +16,8 @@ import msgpack
 from configs.errors import UserError
 from pipeline.record import RecordView, decode
 from pipeline.store import DATA, INDEX, INDEX_COLUMNS, id_hash, index_row, key_of, read_manifest
-from preprocess.files import file_sha256
+from preprocess.files import ADDING, NEIGHBOURS, NEIGHBOURS_FILE, file_sha256
+from preprocess.quality import QUALITY
 
 
 def verify(path: Path, report: Callable[[str], None] = lambda shard: None, workers: int | None = None) -> list[str]:
@@ -39,12 +41,29 @@ def verify(path: Path, report: Callable[[str], None] = lambda shard: None, worke
             for clip_id, split in zip(columns["clip_id"], columns["split"]):
                 ids.setdefault(split, []).append(clip_id)
             report(shard["name"])
-    listed = {shard["name"] for shard in shards}
-    strays = sorted(folder.name for folder in path.glob("shard-*") if folder.name not in listed)
-    problems += [f"{name}: not in the manifest" for name in strays]
+    if not (path / ADDING).is_dir():  # else they are those of a stopped `features`, which takes them away
+        listed = {shard["name"] for shard in shards}
+        strays = sorted(folder.name for folder in path.glob("shard-*") if folder.name not in listed)
+        problems += [f"{name}: not in the manifest; no part of the store, it may be deleted" for name in strays]
+    problems += _check_neighbours(path / NEIGHBOURS, manifest)
     if not problems:
         problems += _check_totals(manifest, ids)
     return problems
+
+
+def _check_neighbours(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
+    remedy = "run `python -m preprocess neighbours` again, or delete the folder"
+    if not folder.is_dir():
+        return
+    try:
+        said = json.loads((folder / NEIGHBOURS_FILE).read_bytes())
+        if said["id_hash"] != manifest["id_hash"]:
+            yield f"{NEIGHBOURS}: of other clips than the store's; {remedy}"
+        for kind, sha256 in said.get("sha256", {}).items():
+            if file_sha256(folder / f"{kind}.npy") != sha256:
+                yield f"{NEIGHBOURS}/{kind}.npy has other content than when it was written (sha256); {remedy}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield f"{NEIGHBOURS}: unfinished or damaged ({error!r}); {remedy}"
 
 
 def _check_shard(folder: Path, shard: dict[str, Any]) -> tuple[list[str], dict[str, list]]:
@@ -73,7 +92,18 @@ def _check_shard(folder: Path, shard: dict[str, Any]) -> tuple[list[str], dict[s
         problems += _check_records_apart(folder, shard["clips"], columns)
     elif problems:
         problems += check_records(folder, shard["clips"], columns)
+    problems += _check_quality(folder / QUALITY, shard)
     return problems, columns or nothing
+
+
+def _check_quality(file: Path, shard: dict[str, Any]) -> list[str]:
+    wanted = shard.get("quality_sha256")  # stores of the first days do not say it
+    try:
+        if wanted is None or file_sha256(file) == wanted:
+            return []
+    except OSError as error:
+        return [f"{QUALITY} cannot be read ({error.strerror})"]
+    return [f"{QUALITY} has other content than when it was written (sha256)"]
 
 
 def check_records(folder: Path, count: int, columns: dict[str, list] | None) -> Iterator[str]:

@@ -38,6 +38,7 @@ from preprocess.task import KILLED, PLAN, Engine, Report, ShardTask
 REFUSED = "refused.csv"
 REFUSED_COLUMNS = ("clip_id", "split", "file", "reason", "detail")
 
+_OF_A_SHARD = ("name", "clips", "bytes", "sha256", "index_sha256", "quality_sha256")
 _STRIKES = 2
 _KILLS = 5
 _LANDMARKS = 16
@@ -365,9 +366,7 @@ def contents(store: Path, shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "expected": len(refused) + packed,
         "packed": packed,
         "refused": dict(sorted(Counter(row[3] for row in refused).items())),
-        "shards": [
-            {key: shard[key] for key in ("name", "clips", "bytes", "sha256", "index_sha256")} for shard in shards
-        ],
+        "shards": [{key: shard[key] for key in _OF_A_SHARD if key in shard} for shard in shards],
         "versions": {
             name: ", ".join(
                 sorted({text for shard in shards for text in shard["versions"].get(name, "").split(", ")} - {""})

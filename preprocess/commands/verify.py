@@ -8,6 +8,7 @@ from typing import Any
 
 from configs.errors import UserError
 from pipeline.store import read_manifest
+from preprocess.files import ADDING
 from preprocess.verify import verify
 
 
@@ -27,6 +28,11 @@ def _verify(options: argparse.Namespace, rest: list[str]) -> int:
     problems = verify(options.store, workers=options.workers)
     for text in problems:
         print(text)
+    if (options.store / ADDING).is_dir():
+        print(
+            "note: a `features` command was stopped or is running; the same command goes on. It does not touch what "
+            "the manifest names"
+        )
     if problems:
         print(f"damaged: {len(problems)} problems in {options.store}", file=sys.stderr)
         return 1

@@ -90,6 +90,19 @@ def test_views_and_flow_depend_on_clip_and_epoch_alone(rich_store: Path, loader:
     resumed.close()
 
 
+def test_excluded_clips_are_neither_drawn_nor_neighbours_in_training_alone(rich_store: Path, tmp_path: Path):
+    (tmp_path / "bad.txt").write_text("clip_001\nclip_100\n")
+    config = data_config(rich_store, "reference", exclude=str(tmp_path / "bad.txt"), batch_size=COUNT - 1)
+    with Store(rich_store) as store:
+        known = set(store.index["clip_id"])
+    assert "clip_001" in known
+    (batch,) = stream(config, 1, InputSpec(neighbours=1))
+    assert "clip_001" not in batch.clip_id and len(set(batch.clip_id)) == COUNT - 1
+    loader = build_loader(config, InputSpec(), "train", train=False)
+    assert "clip_001" in {clip_id for each in take(loader) for clip_id in each.clip_id}
+    loader.close()
+
+
 def test_loaders_agree_on_views_and_flow(rich_store: Path):
     spec = InputSpec(fields=frozenset({"image", "spectrogram", "flow"}), image_views=2, audio_views=2, neighbours=1)
     for pixels in ("jpeg", "raw"):

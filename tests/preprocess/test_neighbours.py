@@ -11,7 +11,8 @@ from configs.errors import UserError
 from pipeline.store import Store, id_hash
 from preprocess.__main__ import main
 from preprocess.embed import embeddings
-from preprocess.neighbours import NEIGHBOURS, nearest, neighbours
+from preprocess.files import NEIGHBOURS
+from preprocess.neighbours import nearest, neighbours
 from tests.pipeline.stores import textured_record, write_store
 
 CPU = torch.device("cpu")

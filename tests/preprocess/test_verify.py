@@ -4,10 +4,14 @@ import shutil
 from pathlib import Path
 
 import msgpack
+import numpy as np
 import pytest
 
 from configs.errors import UserError
 from pipeline.store import DATA, INDEX, MANIFEST, Store
+from preprocess.files import NEIGHBOURS
+from preprocess.neighbours import write_neighbours
+from preprocess.quality import QUALITY
 from preprocess.verify import verify
 
 
@@ -81,7 +85,7 @@ def test_an_index_that_says_something_else(store: Path):
 
 def test_totals_and_strays(store: Path):
     shutil.copytree(store / "shard-00000", store / "shard-00007")
-    assert verify(store) == ["shard-00007: not in the manifest"]
+    assert verify(store) == ["shard-00007: not in the manifest; no part of the store, it may be deleted"]
     shutil.rmtree(store / "shard-00007")
     manifest = json.loads((store / MANIFEST).read_text())
     manifest["splits"]["test"]["clips"] = 9
@@ -91,6 +95,29 @@ def test_totals_and_strays(store: Path):
         "manifest: split 'test' has 9 clips by it, the shards hold 8 or others",
         "manifest: 24 clips are said to be packed, the shards hold 24 or others",
     ]
+
+
+def test_measures_and_neighbours_are_checked(store: Path):
+    rng = np.random.default_rng(0)
+    with Store(store) as opened:
+        tables = {kind: rng.integers(0, 2, (len(opened), 1), np.int32) for kind in ("image", "audio")}
+        write_neighbours(opened, tables, 1, {})
+    assert verify(store) == []
+    for file in (store / "shard-00000" / QUALITY, store / NEIGHBOURS / "audio.npy"):
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+    remedy = "run `python -m preprocess neighbours` again, or delete the folder"
+    changed = "has other content than when it was written (sha256)"
+    assert verify(store) == [
+        f"shard-00000: quality.msgpack {changed}",
+        f"neighbours/audio.npy {changed}; {remedy}",
+    ]
+    (store / "shard-00000" / QUALITY).unlink()
+    (store / NEIGHBOURS / "neighbours.json").unlink()
+    first, second = verify(store)
+    assert first == "shard-00000: quality.msgpack cannot be read (No such file or directory)"
+    assert second.startswith("neighbours: unfinished or damaged") and second.endswith(remedy)
 
 
 def test_no_store(tmp_path: Path):
