@@ -94,19 +94,6 @@ def test_resizing_equals_the_recorded_one(mode: str, corners: bool):
         torch.testing.assert_close(resized, found, rtol=0, atol=2e-7)
 
 
-@pytest.mark.parametrize("shape", [(7, 7), (14, 14), (9, 16), (1, 3), (40, 40), (300, 200)])
-@pytest.mark.parametrize("corners", [True, False])
-def test_bilinear_resizing_is_that_of_torch(shape: tuple[int, int], corners: bool):
-    rule = protocol("ez_vsl" if corners else "lvs")
-    native = random_maps(list("abcde"), *shape) * 6 - 3
-    wanted = interpolate(native[:, None], (224, 224), mode="bilinear", align_corners=corners)[:, 0]
-    found = rule.resize(native)
-    # Exactly the same where the processor multiplies and adds in one operation.
-    torch.testing.assert_close(found, wanted, rtol=0, atol=5e-7)
-    for first in range(5):
-        assert torch.equal(rule.resize(native[first : first + 1])[0], found[first])
-
-
 @pytest.mark.parametrize("name", names("model.protocols"))
 def test_no_map_depends_on_its_neighbours(name: str):
     rule = protocol(name)
