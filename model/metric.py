@@ -69,6 +69,30 @@ def consensus_iou(foreground: Tensor, truth: TruthMaps) -> Tensor:
     return torch.where(whole > 0, hit / torch.where(whole > 0, whole, 1), 0.0)
 
 
+def met_thresholds(scores: Tensor, thresholds: Tensor) -> Tensor:
+    """`(B, P)` int64: how many thresholds each pixel of scores `(B, S, S)` reaches.
+
+    Args: thresholds `(k,)`, rising in equal steps but for rounding.
+    """
+    flat = scores.flatten(1).contiguous()
+    if flat.device.type != "cpu":
+        return torch.bucketize(flat, thresholds, right=True)
+    values, cuts = flat.numpy(), thresholds.numpy()
+    # Nearly all pixels lie clearly between two thresholds: only the others need a search.
+    steps = (values - cuts[0]) * ((len(cuts) - 1) / (cuts[-1] - cuts[0]))
+    met = np.floor(steps).clip(-1, len(cuts) - 1).astype(np.int64) + 1
+    close = np.abs(steps - np.rint(steps)) < 1e-3
+    met[close] = np.searchsorted(cuts, values[close], side="right")
+    return torch.from_numpy(met)
+
+
+def sum_met(met: Tensor, count: int, weights: Tensor) -> Tensor:
+    """`(B, count)` int64: the weights `(B, P)` int64 of the pixels that reach each threshold; met: `met_thresholds`."""
+    totals = torch.zeros(len(met), count + 1, dtype=torch.int64, device=met.device)
+    totals.scatter_add_(1, met, weights)
+    return totals.flip(1).cumsum(1).flip(1)[:, 1:]
+
+
 def half_area_ceiling(truth: TruthMaps) -> Tensor:
     """`(B,)` float64: the best consensus IoU of any foreground that fills half of the picture.
 

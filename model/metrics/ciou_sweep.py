@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from configs.schema import ComponentConfig
-from model.metric import Metric, consensus_iou, success_scores
-from model.protocol import Maps, Protocol, TruthMaps
+from model.metric import Metric, met_thresholds, success_scores, sum_met
+from model.protocol import STEPS, Maps, Protocol, TruthMaps
 
 
 class CiouSweep(Metric):
@@ -25,9 +25,14 @@ class CiouSweep(Metric):
     thresholds = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
     def per_clip(self, maps: Maps, truth: TruthMaps, protocol: Protocol) -> dict[str, Tensor]:
-        cuts = torch.tensor(self.thresholds, device=maps.scaled.device)[:, None].expand(-1, len(maps.scaled))
-        found = [consensus_iou(maps.above(cut, strict=False), truth) for cut in cuts]
-        return {"ciou_sweep": torch.stack(found, dim=1)}
+        cuts = torch.tensor(self.thresholds, device=maps.scaled.device)
+        met = met_thresholds(maps.scaled, cuts)
+        found, inside = (
+            sum_met(met, len(cuts), each) for each in (torch.ones_like(met), truth.covered.flatten(1).long())
+        )
+        hit = inside if truth.fractions is None else sum_met(met, len(cuts), truth.levels.flatten(1).long()) / STEPS
+        whole = truth.area[:, None] + (found - inside)
+        return {"ciou_sweep": torch.where(whole > 0, hit / whole.clamp_min(1 / STEPS), 0.0)}
 
     def reduce(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
         scores = [success_scores(values) for values in rows["ciou_sweep"].T]

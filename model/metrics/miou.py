@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from configs.schema import ComponentConfig
-from model.metric import Metric
+from model.metric import Metric, met_thresholds, sum_met
 from model.protocol import STEPS, Maps, Protocol, TruthMaps, count
 
 _BETA_SQUARE = 0.3
@@ -43,15 +43,9 @@ class Miou(Metric):
         """`(B, 255)` float64: F where the foreground is what lies at or above each threshold; 0 without a source."""
         # The released code's float32 thresholds, the last of which is 1.
         cuts = torch.linspace(0, 1 - 1e-10, _CUTS, device=scores.device)
-        passed = torch.bucketize(scores.flatten(1).contiguous(), cuts, right=True)  # how many thresholds a pixel meets
-        levels = truth.levels.flatten(1).long()
-
-        def at_or_above(weights: Tensor) -> Tensor:
-            totals = torch.zeros(len(passed), _CUTS + 1, dtype=torch.int64, device=scores.device)
-            totals.scatter_add_(1, passed, weights)
-            return totals.flip(1).cumsum(1).flip(1)[:, 1:].double()
-
-        found, hit = at_or_above(torch.ones_like(passed)), at_or_above(levels) / STEPS
+        met = met_thresholds(scores, cuts)
+        found = sum_met(met, _CUTS, torch.ones_like(met)).double()
+        hit = sum_met(met, _CUTS, truth.levels.flatten(1).long()).double() / STEPS
         # beta^2 precision recall / (beta^2 precision + recall), multiplied out: nothing found is 0, not 0 / 0.
         return (1 + _BETA_SQUARE) * hit / (_BETA_SQUARE * truth.area[:, None] + found).clamp_min(1 / STEPS)
 

@@ -6,7 +6,8 @@ import torch
 from torch.nn.functional import interpolate
 
 from configs.resolve import names, resolve
-from model.metric import Metric, success_scores
+from model.metric import Metric, met_thresholds, success_scores, sum_met
+from model.metrics.ciou_sweep import CiouSweep
 from model.metrics.detection import average_precision, f1_scores
 from model.protocol import centred_gaussian, random_maps
 from pipeline.batch import Truth
@@ -260,6 +261,17 @@ def test_the_sweep_equals_the_released_scores_at_each_threshold():
     ciou = metric("ciou").per_clip(median.prepare((6 * large - 2).sigmoid()), median.rasterise(truths), median)["ciou"]
     scores = success_scores(ciou.numpy())
     assert [scores["at_50"], scores["auc"]] == pytest.approx(golden()["acl_vggss_median_batch1"].tolist(), abs=1e-6)
+
+
+def test_thresholds_are_met_exactly_also_at_their_own_values_and_outside():
+    for cuts in (torch.linspace(0, 1 - 1e-10, 255), torch.tensor(CiouSweep.thresholds)):
+        at = torch.cat([cuts, cuts.nextafter(torch.tensor(2.0)), cuts.nextafter(torch.tensor(-1.0))])
+        others = torch.cat([torch.tensor([-3.0, 1.5]), torch.rand(997, generator=torch.Generator().manual_seed(1))])
+        scores = torch.cat([at, others])[None, None].repeat(2, 1, 1)
+        met = met_thresholds(scores, cuts)
+        assert torch.equal(met, torch.bucketize(scores.flatten(1), cuts, right=True))
+        found = sum_met(met, len(cuts), torch.ones_like(met))
+        assert torch.equal(found, (scores.flatten(1)[:, None] >= cuts[:, None]).sum(2))
 
 
 def test_negatives_by_hand():
