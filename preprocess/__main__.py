@@ -11,9 +11,11 @@ _FIRST = ("pack", "verify", "info")
 
 
 def main(argv: list[str]) -> int:
-    """Run one command; see `python -m preprocess --help`. 0: fine; 1: refused too many, or damaged; 130: stopped."""
+    """Run one command; see `python -m preprocess --help`. 0: fine; 1: incomplete or damaged; 130: stopped."""
     parser = argparse.ArgumentParser(
-        prog="python -m preprocess", description="Pack clips into a store, and look at stores."
+        prog="python -m preprocess",
+        description="Pack clips into a store, and look at stores.",
+        epilog="Exit codes: 0 fine; 1 incomplete (see pack --help) or damaged; 2 wrong input; 130 stopped.",
     )
     found = names(_COMMANDS)
     known = [*_FIRST, *(name for name in found if name not in _FIRST)]

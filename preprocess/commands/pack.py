@@ -14,21 +14,19 @@ from rich.table import Table
 
 from configs.errors import UserError
 from configs.load import check, load_frontend
-from configs.resolve import names, resolve
+from configs.resolve import resolve
 from pipeline.store import Store
+from preprocess.arguments import ENGINES, EXIT_CODES, LAYOUTS, add_options, help_of, own_options, parsed
 from preprocess.layout import LEFT_OUT, Layout, SourceClip
 from preprocess.media import REASONS
 from preprocess.options import PackConfig
 from preprocess.progress import PackProgress
-from preprocess.quality import CLIP_FLAGS
 from preprocess.recognise import recognise
 from preprocess.report import HTML, write_report
 from preprocess.selection import Selection, is_test_split, select, write_left_out
 from preprocess.task import Engine
 from preprocess.writer import REFUSED, Packed, Stopped, default_shard_clips, pack
 
-_LAYOUTS = "preprocess.layouts"
-_ENGINES = "preprocess.engines"
 _SHOWN_REFUSALS = 10
 _SHOWN_LEFT_OUT = 4
 
@@ -38,145 +36,24 @@ def add(commands: Any) -> None:
     command = commands.add_parser(
         "pack",
         help="pack the clips of INPUT into STORE; the same command again goes on where it stopped",
+        usage="%(prog)s LAYOUT INPUT STORE [options]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # a layout's own option may begin like one of these
-        epilog=f"{_help(_LAYOUTS)}\n\n{_help(_ENGINES)}",
+        epilog="\n\n".join([EXIT_CODES, help_of(LAYOUTS), help_of(ENGINES)]),
     )
     command.set_defaults(run=_pack, options_of_its_own=True)
     command.add_argument("layout", metavar="LAYOUT", help="how INPUT is kept: one of those below, or 'auto'")
-    command.add_argument("input", metavar="INPUT", type=Path)
+    command.add_argument("input", metavar="INPUT", type=Path, help="folder of the data set, or a file as LAYOUT says")
     command.add_argument(
         "store", metavar="STORE", type=Path, help="folder to write; new, empty, or of the same command"
     )
-    command.add_argument(
-        "--list",
-        metavar="[SPLIT=]LIST",
-        action="append",
-        default=[],
-        dest="lists",
-        help="pack only the clips of a bundled list (see configs/lists/README.md) or of a file with one id a line; may "
-        "be repeated; SPLIT is train, but vggss_test, flickr_test, ... for the bundled test lists",
-    )
-    command.add_argument("--labels", metavar="FILE", type=Path, help="csv of id and label, like vggsound.csv")
-    command.add_argument(
-        "--annotations",
-        metavar="PATH",
-        type=Path,
-        help="folder of Flickr-SoundNet's <id>.xml, or a file like vggss.json; default: Annotations in INPUT; clips of "
-        "vggss_test get their published boxes without it",
-    )
-    command.add_argument(
-        "--frames",
-        metavar="RULE",
-        nargs="+",
-        help="pictures to store: annotated (default), middle, or a rate like 1fps; several may be given",
-    )
-    command.add_argument(
-        "--annotated-s",
-        type=float,
-        metavar="S",
-        help="annotated instant from the clip's start, where the layout gives none and the clip lasts that long "
-        "(else its middle); default 5",
-    )
-    command.add_argument("--short-side", type=int, metavar="PX", dest="short_side_px", help="of a picture; default 256")
-    command.add_argument("--quality", type=int, metavar="Q", help="of JPEG; default 90")
-    command.add_argument(
-        "--pixels",
-        choices=("jpeg", "raw", "both"),
-        help="how pictures are stored: jpeg (default), the pixels that it decodes to (8 times the size, less CPU time "
-        "in training), or both",
-    )
-    command.add_argument(
-        "--flow",
-        choices=("none", "signed", "published"),
-        help="optical flow to the video's next picture: signed and scaled, or in the published 8 bits, which hold no "
-        "motion to the left or up; default: published where the layout has flow pictures, else none",
-    )
-    command.add_argument(
-        "--frontend",
-        nargs="+",
-        metavar="NAME",
-        default=["logmel"],
-        help="log-spectrograms to store, files of configs/frontends (default logmel), or 'none'",
-    )
-    command.add_argument(
-        "--uint8",
-        action="store_const",
-        const="uint8",
-        dest="spectrogram_dtype",
-        help="store log-spectrograms in 8 bits a value instead of 16; the largest error is measured",
-    )
-    command.add_argument("--no-waveform", action="store_true", help="do not store the sound itself")
-    command.add_argument("--waveform-rate", type=int, metavar="HZ", dest="waveform_rate_hz", help="default 16000")
-    command.add_argument("--dataset", metavar="NAME", help="name kept in the manifest; default: that of INPUT")
-    command.add_argument(
-        "--engine",
-        metavar="NAME",
-        default="local",
-        help="where packing processes run: one of those below; default local",
-    )
-    command.add_argument("--workers", type=int, metavar="N", help="processes; default: one a core; 0: in this process")
-    command.add_argument(
-        "--shard",
-        type=_share,
-        metavar="I/N",
-        help="pack only the I-th of N shares, for batch schedulers: N jobs of the same command, in any order, into one "
-        "STORE that all of them see; the one that finishes last completes the store",
-    )
-    command.add_argument(
-        "--shard-clips", type=int, metavar="N", help="clips a shard; default: 16 shards, 8 to 4096 clips"
-    )
-    command.add_argument(
-        "--drop",
-        nargs="+",
-        metavar="FLAG",
-        help="refuse clips with these flags, named and counted like every refusal: " + ", ".join(CLIP_FLAGS),
-    )
-    command.add_argument(
-        "--max-refused", type=float, default=0.5, metavar="SHARE", help="exit with 1 above this share; default 0.5"
-    )
-    command.add_argument(
-        "--strict", action="store_true", help="exit with 1 if any clip is refused, not only of test splits"
-    )
-
-
-def _share(text: str) -> tuple[int, int]:
-    number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise argparse.ArgumentTypeError(f"must be like 1/4, 2/4, ..., found '{text}'")
-    return int(number), int(count)
-
-
-def _own_options(package: str, name: str) -> dict[str, str]:
-    """Field -> option of the options that an extension has for itself."""
-    own = "--" if package == _LAYOUTS else f"--{name}-"
-    keys = resolve(package, name).Config.model_fields
-    return {key: f"{own}{key.replace('_', '-')}" for key in keys if key not in ("name", "workers")}
-
-
-def _help(package: str) -> str:
-    lines = [f"{package.rpartition('.')[2]} and their own options:"]
-    for name in names(package):
-        extension = resolve(package, name)
-        lines += ["", f"  {name}", *(f"    {line.strip()}" for line in (extension.__doc__ or "").strip().splitlines())]
-        for key, option in _own_options(package, name).items():
-            lines.append(f"    {option} VALUE   {extension.Config.model_fields[key].description or ''}")
-    return "\n".join(lines)
-
-
-def _parsed(package: str, name: str, rest: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """The options among `rest` that the extension has for itself, and the others."""
-    parser = argparse.ArgumentParser(prog=f"python -m preprocess pack {name}", add_help=False, allow_abbrev=False)
-    for key, option in _own_options(package, name).items():
-        parser.add_argument(option, dest=key, default=argparse.SUPPRESS)
-    options, others = parser.parse_known_args(rest)
-    return vars(options), others
+    add_options(command)
 
 
 def _engine(options: argparse.Namespace, rest: list[str]) -> tuple[Engine, list[str]]:
     """The engine, and the options that are not its own. Raises: UserError."""
-    engine = resolve(_ENGINES, options.engine)
-    given, others = _parsed(_ENGINES, options.engine, rest)
+    engine = resolve(ENGINES, options.engine)
+    given, others = parsed(ENGINES, options.engine, rest)
     workers = {} if options.workers is None else {"workers": options.workers}
     what = f"--engine {options.engine}: --workers or its own options"
     return engine(check(engine.Config, {**workers, **given, "name": options.engine}, what)), others
@@ -184,10 +61,10 @@ def _engine(options: argparse.Namespace, rest: list[str]) -> tuple[Engine, list[
 
 def _layout(name: str, source: Path, rest: list[str]) -> Layout:
     """The layout with its own options, which are the fields of its `Config`. Raises: UserError."""
-    layout = resolve(_LAYOUTS, name)
-    given, unknown = _parsed(_LAYOUTS, name, rest)
+    layout = resolve(LAYOUTS, name)
+    given, unknown = parsed(LAYOUTS, name, rest)
     if unknown:
-        known = _own_options(_LAYOUTS, name).values()
+        known = own_options(LAYOUTS, name).values()
         raise UserError(
             f"unknown option {unknown[0]}; the layout '{name}' has {', '.join(known) or 'none of its own'}. "
             "See `python -m preprocess pack --help`"
@@ -290,7 +167,7 @@ def _pack(options: argparse.Namespace, rest: list[str]) -> int:
         flagged = write_report(options.store).flagged
         found = ", ".join(f"{name} {int(marks.sum())}" for name, marks in flagged.items() if marks.any())
         console.print(f"quality: {found or 'no flags'}; see {options.store / HTML}", soft_wrap=True)
-    return _judge(packed, options, console)
+    return _judge(packed, chosen, options, console)
 
 
 def _flow(asked: str | None, clips: list[SourceClip]) -> str:
@@ -341,27 +218,34 @@ def _show(chosen: Selection, console: Console) -> None:
             )
 
 
-def _judge(packed: Packed, options: argparse.Namespace, console: Console) -> int:
-    """Show what was refused; the exit code."""
-    if not packed.refused:
-        return 0
-    table = Table("reason", "clips", "meaning", title=f"{len(packed.refused)} clips refused")
-    for reason, count in Counter(row[3] for row in packed.refused).most_common():
-        table.add_row(reason, str(count), REASONS.get(reason, ""))
-    console.print(table)
+def _judge(packed: Packed, chosen: Selection, options: argparse.Namespace, console: Console) -> int:
+    """Show what was refused and what is missing of test splits; the exit code."""
     tests = [row for row in packed.refused if is_test_split(row[1])]
-    for clip_id, split, _, reason, detail in (tests or packed.refused)[:_SHOWN_REFUSALS]:
-        console.print(escape(f"  {split} {clip_id}: {reason}: {detail}"), soft_wrap=True)
-    if not packed.shards_left:
-        console.print(f"all of them, with reasons: {options.store / REFUSED}", soft_wrap=True)
+    if packed.refused:
+        table = Table("reason", "clips", "meaning", title=f"{len(packed.refused)} clips refused")
+        for reason, count in Counter(row[3] for row in packed.refused).most_common():
+            table.add_row(reason, str(count), REASONS.get(reason, ""))
+        console.print(table)
+        for clip_id, split, _, reason, detail in (tests or packed.refused)[:_SHOWN_REFUSALS]:
+            console.print(escape(f"  {split} {clip_id}: {reason}: {detail}"), soft_wrap=True)
+        if not packed.shards_left:
+            console.print(f"all of them, with reasons: {options.store / REFUSED}", soft_wrap=True)
     failed = []
-    share = len(packed.refused) / packed.expected
-    if share > options.max_refused:
+    if packed.refused and len(packed.refused) / packed.expected > options.max_refused:
+        share = len(packed.refused) / packed.expected
         failed.append(f"{share:.1%} of the clips were refused, more than --max-refused {options.max_refused:g}")
     if tests:
-        failed.append(f"{len(tests)} clips of a test split are missing; scores on it are not comparable with others")
-    if options.strict:
-        failed.append(f"{len(packed.refused)} clips were refused (--strict)")
+        failed.append(f"{len(tests)} clips of a test split were refused; scores on it are not comparable with others")
+    for item in () if packed.shards_left else chosen.lists:
+        if item["missing"] and is_test_split(item["split"]):
+            failed.append(
+                f"{item['missing']:,} of {item['expected']:,} clips of test split '{item['split']}' ({item['list']}) "
+                f"are missing in {options.input}; scores on it are not comparable with others"
+            )
+    missing = sum(item["missing"] for item in chosen.lists)
+    if options.strict and (packed.refused or missing):
+        failed.append(f"{len(packed.refused)} clips were refused and {missing:,} are missing (--strict)")
+    whole = "Other shares go on" if packed.shards_left else "The store is whole and can be used"
     for text in failed:
-        print(f"failed: {text}. The store is whole and can be used", file=sys.stderr)
+        print(f"failed: {text}. {whole}", file=sys.stderr)
     return 1 if failed else 0

@@ -58,7 +58,17 @@ def test_a_refused_test_clip_is_a_failure(folder: Path, tmp_path: Path, capsys: 
     assert pack(folder, tmp_path / "store") == 1
     captured = capsys.readouterr()
     assert "test_hard mute: no_audio" in captured.out
-    assert "1 clips of a test split are missing" in captured.err
+    assert "1 clips of a test split were refused" in captured.err
+
+
+def test_missing_clips_of_a_list_are_a_failure_if_strict(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "list.txt").write_text("a\nb\nc\n")
+    command = (folder, tmp_path / "store", "--list", str(tmp_path / "list.txt"), "--frontend", "none")
+    assert pack(*command) == 0
+    assert pack(*command, "--strict") == 1
+    assert "failed: 0 clips were refused and 1 are missing (--strict)" in capsys.readouterr().err
 
 
 def test_another_table(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
