@@ -134,13 +134,14 @@ class RunRecord:
             )
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+            # First, for a board that is not there must not leave a run behind.
+            self._boards = [_BOARDS[name](self.folder, config, step) for name in config.train.boards]
             (self.folder / "config.yaml").write_text(as_yaml(config), encoding="utf-8")
             (self.folder / "record.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
             self._cut_log(step)
             self._log = open(self.folder / "log.jsonl", "a", encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write the run folder {self.folder}: {error.strerror}") from error
-        self._boards = [_BOARDS[name](self.folder, config, step) for name in config.train.boards]
 
     def _cut_log(self, step: int) -> None:
         log = self.folder / "log.jsonl"

@@ -3,17 +3,20 @@
 import json
 import math
 import os
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torchvision
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
@@ -29,6 +32,7 @@ from preprocess.engines.local import Local
 from preprocess.layouts.manifest import Manifest
 from preprocess.options import PackConfig
 from preprocess.writer import pack
+from tests.train_kills import make_config, refuse_different_runs, train_with_kills
 
 ROOT = Path(__file__).parents[1]
 
@@ -399,6 +403,55 @@ def test_two_processes_train_as_one(run, tmp_path: Path):
         run("two", *frozen, "data.batch_size=2", resume=True)
 
 
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_two_launchers_that_meet_at_a_port_train_as_one(run, tmp_path: Path):
+    """As on two nodes: two torchruns of one compiled process each, which know of each other by host and port only."""
+    frozen = (
+        "model.image_encoder={name: resnet, frozen: true}",
+        "model.audio_encoder={name: resnet, frozen: true, in_channels: 1}",
+        *("train.max_steps=3", "evaluate.sets={test: null}", HELD_OUT, "train.ema=0.9"),
+    )
+    whole = run("whole", *frozen)
+    options = [f"out={tmp_path / 'two'}", "data.batch_size=2", *frozen]
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--rdzv-id", "test"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", *meeting]
+    nodes = [
+        subprocess.Popen(
+            [*command, "train.py", str(tmp_path / "reference.yaml"), *options],
+            cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    for node in nodes:
+        output, _ = node.communicate(timeout=300)
+        assert node.returncode == 0, output
+    spread = load_checkpoint(tmp_path / "two")
+    assert spread.step == whole.step and spread.record["ranks"] == 2
+    assert spread.history[-1]["held_out/loss"] == pytest.approx(whole.history[-1]["held_out/loss"], rel=1e-4)
+    for first, second in ((whole.model, spread.model), (whole.trained, spread.trained)):
+        for key, value in first.items():
+            torch.testing.assert_close(second[key], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_compiles_once(run, monkeypatch: pytest.MonkeyPatch):
+    """Over two epochs with checkpoints, scoring and held-out clips in between; the tracer is the one of every backend,
+    and this backend generates no code."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+    counters.clear()
+    run("run", "train.compile=true", HELD_OUT, "train.ema=0.9", "train.checkpoint_every_steps=2")
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
 @pytest.mark.slow
 def test_a_signal_to_one_of_two_processes_stops_both(run, tmp_path: Path):
     whole = run("whole", "train.epochs=12")
@@ -435,20 +488,9 @@ def test_a_signal_saves_and_the_run_goes_on(run, tmp_path: Path, packed_store: P
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_the_newest_checkpoint_loads(run, tmp_path: Path, packed_store: Path):
-    whole = run("whole", "train.epochs=30", "evaluate.sets={}")
-    config, out = tmp_path / "reference.yaml", tmp_path / "killed"
-    for attempt in range(3):
-        process = command(
-            config, f"out={out}", "train.epochs=30", "evaluate.sets={}", "train.checkpoint_every_steps=1", "--resume"
-        )
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("step "):
-                break
-        time.sleep(0.2 + 0.37 * attempt)
-        process.kill()
-        process.communicate()
-        if out.is_dir() and list((out / "checkpoints").glob("step-*.pt")):
-            load_checkpoint(out)
-    same(whole, run("killed", "train.epochs=30", "evaluate.sets={}", "train.checkpoint_every_steps=1", resume=True))
+def test_killed_at_any_moment_a_run_ends_as_if_it_was_not(tmp_path: Path):
+    """`python -m tests.train_kills` kills more often."""
+    config = make_config(tmp_path, epochs=4)
+    train_with_kills(config, tmp_path / "whole", 0, random.Random(1))
+    train_with_kills(config, tmp_path / "killed", 2, random.Random(1))
+    refuse_different_runs(tmp_path / "whole", tmp_path / "killed")
