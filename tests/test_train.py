@@ -411,7 +411,7 @@ def free_port() -> int:
 
 @pytest.mark.slow
 def test_two_launchers_that_meet_at_a_port_train_as_one(run, tmp_path: Path):
-    """As on two nodes: two torchruns of one compiled process each, which know of each other by host and port only."""
+    """As on two nodes: two torchruns of one process each, which know of each other by host and port only."""
     frozen = (
         "model.image_encoder={name: resnet, frozen: true}",
         "model.audio_encoder={name: resnet, frozen: true, in_channels: 1}",

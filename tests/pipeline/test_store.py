@@ -19,6 +19,7 @@ from pipeline.store import (
     Store,
     id_hash,
     index_row,
+    is_held_out,
     key_of,
     part_of,
     read_manifest,
@@ -180,3 +181,23 @@ def test_ids_and_keys():
     assert len(id_hash([])) == 16
     assert key_of(258) == b"\0\0\0\0\0\0\1\2"
     assert sorted(map(key_of, (300, 2, 70000))) == [key_of(2), key_of(300), key_of(70000)]
+
+
+def test_a_held_out_part_and_the_rest_make_the_split(packed_store: Path):
+    with Store(packed_store) as store:
+        whole = set(store.select("train").tolist())
+        for share in (0.2, 0.5):
+            out, kept = (set(store.select(part_of("train", side, share)).tolist()) for side in ("held_out", "kept"))
+            assert out and kept and not out & kept and out | kept == whole
+        assert set(store.select("train[held_out:0.2]")) < set(store.select("train[held_out:0.5]"))
+        with pytest.raises(UserError, match=r"no split 'tain'"):
+            store.select("tain[kept:0.2]")
+        with pytest.raises(UserError, match=r"none of the 16 clips of .* choose another share"):
+            store.select("train[held_out:0.0001]")
+
+
+def test_a_recording_is_held_out_whole():
+    clips = [f"{number:011d}_{second:06d}" for number in range(2000) for second in (0, 30)]
+    out = [is_held_out(clip_id, 0.1) for clip_id in clips]
+    assert out[::2] == out[1::2]
+    assert 150 < sum(out[::2]) < 250
