@@ -46,7 +46,7 @@ def load_list(name_or_path: str | Path) -> list[str]:
         legacy, tests = _WITHOUT_TESTS[name]
         test_ids = {clip_id for test in tests for clip_id in load_list(test)}
         return [clip_id for clip_id in load_list(legacy) if clip_id not in test_ids]
-    if _bundled(name).is_file():
+    if _is_bundled(name):
         return gzip.decompress(_bundled(name).read_bytes()).decode().split()
     return list(dict.fromkeys(row.clip_id for row in read_rows(list_file(name))))
 
@@ -55,9 +55,13 @@ def _bundled(name: str) -> Path:
     return LISTS_FOLDER / f"{name}.txt.gz"
 
 
+def _is_bundled(name: str) -> bool:
+    return Path(name).name == name and _bundled(name).is_file()  # a path beside whose file a .txt.gz lies is none
+
+
 def list_file(name: str) -> Path:
     """The file of a stored list: bundled, or at a path. Raises: UserError naming the lists there are."""
-    if _bundled(name).is_file():
+    if _is_bundled(name):
         return _bundled(name)
     path = Path(name)
     if not path.is_file():

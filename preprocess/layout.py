@@ -100,8 +100,11 @@ class Look:
         """Up to 64 names in a folder of `root`, hidden ones left out; none if there is no such folder."""
         if not (self.root / folder).is_dir():
             return []
-        with os.scandir(self.root / folder) as entries:
-            return list(islice((entry.name for entry in entries if not entry.name.startswith(".")), 64))
+        try:
+            with os.scandir(self.root / folder) as entries:
+                return list(islice((entry.name for entry in entries if not entry.name.startswith(".")), 64))
+        except OSError as error:
+            raise UserError(f"cannot read {self.root / folder}: {error.strerror}") from error
 
     def has(self, folder: str, *suffixes: str) -> bool:
         """Whether a folder of `root` holds, as far as the glance goes, files with one of the suffixes."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from configs.errors import UserError
 from pipeline.record import RecordView
-from pipeline.store import INDEX, key_of, read_manifest
+from pipeline.store import DATA, INDEX, key_of, read_manifest
 from preprocess.files import write_bytes
 from preprocess.media import REASONS
 from preprocess.quality import CLIP_FLAGS, QUALITY, STORE_FLAGS, Quality, clip_flags, earlier_alike
@@ -67,6 +67,9 @@ def judge(store: Path) -> Judged:
     names = [field.name for field in fields(Quality)]
     for shard in manifest["shards"]:
         file = store / shard["name"] / QUALITY
+        data = file.with_name(DATA)
+        if not data.is_file() or data.stat().st_size != shard["bytes"]:
+            raise UserError(f"{data} is missing or cut short; run `python -m preprocess verify {store}`")
         try:
             index = msgpack.unpackb(file.with_name(INDEX).read_bytes())
             clip_id += index["clip_id"]
@@ -269,11 +272,12 @@ def _section(store: Path, judged: Judged, flag: str) -> str:
 
 def _thumbnail(store: Path, judged: Judged, number: int, note: str) -> str:
     shard, place = judged.place[number]
-    with lmdb.open(str(store / shard), readonly=True, lock=False) as environment, environment.begin() as transaction:
-        view = RecordView(transaction.get(key_of(place)) or b"")
-        jpeg = view.get("frames/0")
-        pixels = view.blob("raw/0")[:, :, ::-1] if jpeg is None else cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
-    assert pixels is not None, "read back when it was packed"
+    pixels = _first_picture(store / shard, place)
+    if pixels is None:
+        raise UserError(
+            f"the picture of clip {judged.clip_id[number]} in {store / shard} cannot be read; run "
+            f"`python -m preprocess verify {store}`"
+        )
     scale = _THUMBNAIL_PX / max(pixels.shape[:2])
     size = [max(1, round(side * scale)) for side in pixels.shape[1::-1]]
     _, small = cv2.imencode(
@@ -288,6 +292,18 @@ def _thumbnail(store: Path, judged: Judged, number: int, note: str) -> str:
     )
     data = base64.b64encode(small.tobytes()).decode()
     return f'<figure><img alt="" src="data:image/jpeg;base64,{data}"><figcaption>{text}</figcaption></figure>'
+
+
+def _first_picture(shard: Path, place: int) -> np.ndarray | None:
+    """`(H, W, 3)` uint8 BGR, or None if the shard is damaged there."""
+    try:
+        with lmdb.open(str(shard), readonly=True, lock=False, create=False) as environment:
+            with environment.begin() as transaction:
+                view = RecordView(transaction.get(key_of(place)) or b"")
+            jpeg = view.get("frames/0")
+            return view.blob("raw/0")[:, :, ::-1] if jpeg is None else cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
+    except (lmdb.Error, KeyError, ValueError):
+        return None
 
 
 def _histogram(title: str, values: np.ndarray) -> str:

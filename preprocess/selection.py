@@ -254,6 +254,11 @@ def _clip(clip_id: str, by_id: dict[str, SourceClip]) -> SourceClip | None:
     seen, heard = (by_id.get(part) for part in clip_id.split("+", 1))
     if seen is None or heard is None:
         return None
+    if seen.start_s != heard.start_s:
+        raise UserError(
+            f"the negative {clip_id} cannot be packed: its picture starts at {seen.start_s:g} s of {seen.file} and its "
+            f"sound at {heard.start_s:g} s of {heard.audio or heard.file}; cut the files to the clips first"
+        )
     return replace(
         seen,
         label="non-sounding",

@@ -76,3 +76,9 @@ def test_a_list_that_is_none_says_so(tmp_path: Path):
     for name in ("binary.txt", "torn.txt.gz", "plain.gz", "bent.gz", "half.csv"):
         with pytest.raises(UserError, match=name):
             load_list(tmp_path / name)
+
+
+def test_a_file_beside_one_of_its_name_and_txt_gz_is_read_itself(tmp_path: Path):
+    (tmp_path / "mine").write_text("a\n")
+    (tmp_path / "mine.txt.gz").write_bytes(gzip.compress(b"b\n"))
+    assert load_list(tmp_path / "mine") == ["a"] and load_list(tmp_path / "mine.txt.gz") == ["b"]

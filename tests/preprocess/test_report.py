@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from configs.errors import UserError
-from pipeline.store import Store
+from pipeline.store import DATA, Store
 from preprocess.__main__ import main
 from preprocess.quality import QUALITY
 from preprocess.report import COLUMNS, CSV, HTML, ids_with, judge, write_report
@@ -141,3 +142,17 @@ def test_the_page_fits_a_phone(packed: Path, tmp_path: Path):
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     wide, window = shown.partition("<title>")[2].partition("</title>")[0].split("/")
     assert int(wide) <= int(window)
+
+
+def test_damaged_shards_are_told(packed: Path, tmp_path: Path):
+    store = Path(shutil.copytree(packed, tmp_path / "store"))
+    for shard in store.glob("shard-*"):
+        data = shard / DATA
+        data.write_bytes(bytes(data.stat().st_size))
+    with pytest.raises(
+        UserError, match=r"the picture of clip clip_\d in .* cannot be read; run `python -m preprocess v"
+    ):
+        write_report(store)
+    os.truncate(data, 5000)
+    with pytest.raises(UserError, match="is missing or cut short"):
+        judge(store)

@@ -15,6 +15,7 @@ from preprocess.__main__ import main
 from preprocess.annotations import flickr_truth, oddities, vggss_truth
 from preprocess.layout import Layout, SourceClip
 from preprocess.layouts.frames_audio import FramesAudio
+from preprocess.layouts.manifest import Manifest
 from preprocess.layouts.vggsound import Vggsound
 from preprocess.selection import Selection, leaks, select
 from tests.conftest import make_clip
@@ -173,6 +174,17 @@ def test_annotations_of_people_are_read_as_published(tmp_path: Path):
         file.write_text(text)
         with pytest.raises(UserError, match=problem):
             flickr_truth(file)
+
+
+def test_a_negative_of_clips_that_start_apart_is_refused_by_name(tmp_path: Path):
+    lines = [{"clip_id": name, "video": "v.mp4", "start_s": start_s} for name, start_s in (("a", 0), ("b", 3))]
+    (tmp_path / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "list.txt").write_text("a+b\n")
+    layout = Manifest(Manifest.Config(name="manifest"), tmp_path)
+    with pytest.raises(
+        UserError, match=r"negative a\+b cannot be packed: its picture starts at 0 s of v.mp4 .* at 3 s"
+    ):
+        chosen(layout, lists=[f"vggss_silent={tmp_path / 'list.txt'}"])
 
 
 @pytest.mark.parametrize(
