@@ -149,6 +149,11 @@ class ImageConfig(Config):
     pixels: Literal["any", "jpeg", "raw"] = Field(
         default="any", description="which stored form of the pictures to read; any: raw pixels where there are some"
     )
+    test_fit: Literal["whole", "middle"] = Field(
+        default="whole",
+        description="in tests: the whole picture squeezed to a square, or the square in its middle; the truth stays "
+        "that of the whole picture, as LVS scores",
+    )
 
 
 class AudioConfig(Config):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from configs.errors import UserError
 from configs.load import as_mapping
-from configs.schema import DataConfig, FrontendConfig
+from configs.schema import DataConfig, FrontendConfig, component_config
 from pipeline.augmentation import Clips, Parameters, Recipe
 from pipeline.batch import Batch, InputSpec, Truth
 from pipeline.frontends import from_codes, log_spectrogram, normalise, resample
@@ -138,7 +138,10 @@ class ClipSource:
         own, neighbours = max(spec.image_views, spec.audio_views), spec.neighbours
         if not self.request.train:
             own, neighbours = 1, 0
-        recipe = Recipe(data.augment if self.request.train else {}, "data.augment")
+        recipe = Recipe(data.augment, "data.augment")
+        if not self.request.train:
+            middle = component_config("pipeline.augment", "middle_crop", {})
+            recipe = Recipe({"middle_crop": middle} if data.image.test_fit == "middle" else {}, "data.image.test_fit")
         recipes = [recipe]
         for view in range(1, own):
             given = view - 1 < len(data.views)
@@ -252,7 +255,9 @@ class ClipSource:
         remedy = f"`python -m preprocess neighbours {store.path}` makes them"
         try:
             said = json.loads((folder / "neighbours.json").read_text(encoding="utf-8"))
-            tables = {kind: np.load(folder / f"{kind}.npy", allow_pickle=False) for kind in ("image", "audio")}
+            tables = {
+                kind: np.load(folder / f"{kind}.npy", mmap_mode="r", allow_pickle=False) for kind in ("image", "audio")
+            }
         except FileNotFoundError as error:
             raise UserError(f"the method asks for neighbours and there is no {error.filename}; {remedy}") from error
         except (OSError, ValueError) as error:

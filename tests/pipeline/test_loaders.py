@@ -30,6 +30,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -218,6 +219,22 @@ def test_evaluation_gives_every_clip_once(textured_store: Path, loader: str, wor
         assert whole == clips_of(batches), "evaluation draws nothing"
         tested.close()
     assert sorted(clip for clip, _ in found) == [f"clip_{number:03d}" for number in range(100, 113)]
+
+
+@EACH
+def test_evaluation_shows_the_middle_if_told(textured_store: Path, loader: str):
+    config = data_config(textured_store, loader, image={"size_px": 64, "test_fit": "middle"})
+    tested = build_loader(config, InputSpec(), "test", train=False, batch_size=13)
+    (batch,) = take(tested)
+    tested.close()
+    for row, number in enumerate(range(100, 113)):
+        picture = cv2.imdecode(np.frombuffer(textured_record(number).frames[0].jpeg or b"", np.uint8), 1)[..., ::-1]
+        height, width = picture.shape[:2]
+        side = min(height, width)
+        top, left = round((height - side) / 2), round((width - side) / 2)
+        wanted = cv2.resize(np.array(picture[top : top + side, left : left + side]), (64, 64))
+        gap = batch.image[row].permute(1, 2, 0).numpy().astype(int) - wanted
+        assert np.abs(gap).max() <= 1
 
 
 @EACH
