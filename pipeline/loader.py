@@ -83,7 +83,7 @@ def build_loader(
 ) -> Loader:
     """The loader that `data.loader` names, over one split of `data.store`.
 
-    train: shuffled, augmented, incomplete last batch dropped. Otherwise in the order of ids, whole picture, middle
+    train: shuffled, augmented, incomplete last batch dropped. Otherwise in the order of ids, nothing drawn, middle
     window, truth attached, last batch filled up and marked in `Batch.valid`.
     Raises: UserError if the store lacks what `spec` asks for; the message names the command that adds it.
     """
@@ -239,6 +239,8 @@ class PlannedLoader(ABC):
         if not self._closed:
             self._closed = True
             self._turn += 1
+            if self._process != os.getpid():
+                return  # what there is to give back is the parent's, and what runs there is never done here
             self._forget()
             self._maker.shutdown()
             self._release()

@@ -123,6 +123,7 @@ if child == 0:
     else:
         os._exit(3)
     found = clips_of(stream(config, epochs=1))
+    source.close()
     os._exit(0 if found[:12] == before else 4)
 assert os.waitpid(child, 0)[1] == 0
 assert len(take(source)) == 3 and source.state_dict()["samples"] == 48
