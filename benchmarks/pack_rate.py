@@ -40,11 +40,13 @@ from preprocess.features import Resampled, spectrogram
 from preprocess.layout import Layout, SourceClip
 from preprocess.layouts.clips import Clips
 from preprocess.layouts.manifest import Manifest
-from preprocess.media import read_pictures, read_sound, read_still
 from preprocess.options import PackConfig
+from preprocess.pictures import read_still
 from preprocess.quality import picture_measures, sound_measures
 from preprocess.shard import write_shard
+from preprocess.sound import read_sound
 from preprocess.task import ShardTask
+from preprocess.video import read_pictures
 from preprocess.writer import default_shard_clips, ordered, pack
 
 _DISTINCT = 64

@@ -8,10 +8,13 @@ from typing import Literal
 from pipeline.record import Frame, Record, Source
 from preprocess.features import Resampled, as_stored, lasting_s, read_log_power, spectrogram
 from preprocess.layout import SourceClip, bad_box, box_array
-from preprocess.media import Refused, Sound, decoded, read_flow, read_mask, read_pictures, read_sound, read_still
 from preprocess.options import PackConfig
+from preprocess.pictures import decoded, read_flow, read_mask, read_still
 from preprocess.quality import CLIP_FLAGS, Quality, clip_flags, picture_measures, sound_measures
 from preprocess.raw_lmdb import read_raw_picture, read_raw_sound
+from preprocess.refusals import Refused
+from preprocess.sound import Sound, read_sound
+from preprocess.video import read_pictures
 
 MAX_FRAMES = 1000
 _ANNOTATED_SLACK_S = 1.0

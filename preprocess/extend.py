@@ -87,7 +87,7 @@ class AddTask:
     def _extended(self) -> Iterator[Record]:
         """The records with their new spectrograms, views of the old shard until the next one is asked for."""
         from preprocess.features import Resampled, spectrogram
-        from preprocess.media import Sound
+        from preprocess.sound import Sound
 
         for number, value in self._values():
             if value is None or RecordView(value).damaged():

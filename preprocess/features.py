@@ -10,7 +10,8 @@ from torch import Tensor
 
 from configs.schema import FrontendConfig
 from pipeline.frontends import code_range, from_codes, lengthen, log_spectrogram, resample, to_codes
-from preprocess.media import Refused, Sound
+from preprocess.refusals import Refused
+from preprocess.sound import Sound
 
 _MAX_FRAMES = 100_000
 

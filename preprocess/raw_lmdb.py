@@ -8,7 +8,9 @@ import lmdb
 import numpy as np
 
 from configs.errors import UserError
-from preprocess.media import MAX_CLIP_S, MIN_SOUND_S, Picture, Refused, Sound, stored_picture
+from preprocess.pictures import Picture, stored_picture
+from preprocess.refusals import Refused
+from preprocess.sound import MAX_CLIP_S, MIN_SOUND_S, Sound
 
 SIDE_PX = 256
 PICTURE_BYTES = SIDE_PX * SIDE_PX * 3

@@ -18,8 +18,8 @@ from configs.errors import UserError
 from pipeline.record import RecordView
 from pipeline.store import DATA, INDEX, key_of, read_manifest
 from preprocess.files import write_bytes
-from preprocess.media import REASONS
 from preprocess.quality import CLIP_FLAGS, QUALITY, STORE_FLAGS, Quality, clip_flags, earlier_alike
+from preprocess.refusals import REASONS
 from preprocess.selection import is_test_split
 
 CSV = "quality.csv"

@@ -26,8 +26,8 @@ from preprocess.features import storage
 from preprocess.files import file_sha256, json_bytes, sync_folder, write_bytes
 from preprocess.flow import description
 from preprocess.layout import SourceClip
-from preprocess.media import Refused
 from preprocess.quality import QUALITY
+from preprocess.refusals import Refused
 from preprocess.task import SHARD, Report, ShardTask
 
 _LIBRARIES = (av, cv2, lmdb, numpy, PIL, torch, torchaudio)

@@ -18,10 +18,10 @@ from configs.resolve import resolve
 from pipeline.store import Store
 from preprocess.arguments import ENGINES, EXIT_CODES, LAYOUTS, add_options, help_of, own_options, parsed
 from preprocess.layout import LEFT_OUT, Layout, SourceClip
-from preprocess.media import REASONS
 from preprocess.options import PackConfig
 from preprocess.progress import PackProgress
 from preprocess.recognise import recognise
+from preprocess.refusals import REASONS
 from preprocess.report import HTML, write_report
 from preprocess.selection import Selection, is_test_split, select, write_left_out
 from preprocess.task import Engine

@@ -8,7 +8,7 @@ from PIL import Image
 from benchmarks.make_store import jpeg, make_input, run, sound
 from configs.errors import UserError
 from pipeline.store import Store
-from preprocess.media import plain_jpeg
+from preprocess.pictures import plain_jpeg
 
 
 def test_made_clips_have_the_sizes_of_real_ones():

@@ -4,7 +4,8 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.pack_rate import make_video
-from preprocess.media import read_pictures, read_sound
+from preprocess.sound import read_sound
+from preprocess.video import read_pictures
 
 
 @pytest.mark.slow

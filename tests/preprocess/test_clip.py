@@ -10,8 +10,8 @@ from configs.errors import UserError
 from configs.load import check, load_frontend
 from preprocess.clip import annotated_instant, frame_times, make_record
 from preprocess.layout import SourceClip
-from preprocess.media import Refused
 from preprocess.options import PackConfig
+from preprocess.refusals import Refused
 from tests.conftest import make_clip, numbered_picture, tone, write_wav
 
 

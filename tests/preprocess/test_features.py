@@ -10,8 +10,8 @@ from pipeline.frontends import log_spectrogram
 from preprocess.clip import make_record
 from preprocess.features import Resampled, spectrogram, storage
 from preprocess.layout import SourceClip
-from preprocess.media import Sound, read_sound
 from preprocess.options import PackConfig
+from preprocess.sound import Sound, read_sound
 from tests.conftest import make_clip, tone, write_wav
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "preprocess" / "ez_vsl_stereo.npz"

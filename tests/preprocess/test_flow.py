@@ -11,7 +11,9 @@ from configs.errors import UserError
 from pipeline.store import Store
 from preprocess.__main__ import main
 from preprocess.flow import PX_PER_CODE, coded, flow_between, grey_jpeg
-from preprocess.media import Picture, Refused, read_flow, read_pictures
+from preprocess.pictures import Picture, read_flow
+from preprocess.refusals import Refused
+from preprocess.video import read_pictures
 from tests.conftest import make_clip, numbered_picture, tone, write_wav
 
 STEP_PX = 4  # of the moving texture, a picture

@@ -9,18 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocess.media import (
-    Picture,
-    Refused,
-    _decoded_sound,
-    _nearest,
-    _plain_wav,
-    plain_jpeg,
-    read_mask,
-    read_pictures,
-    read_sound,
-    read_still,
-)
+from preprocess.pictures import Picture, plain_jpeg, read_mask, read_still
+from preprocess.refusals import Refused
+from preprocess.sound import _decoded_sound, _plain_wav, read_sound
+from preprocess.video import _nearest, read_pictures
 from tests.conftest import make_clip, numbered_picture, tone, write_wav
 
 
@@ -93,7 +85,7 @@ def test_turned_video_comes_upright(tmp_path: Path, matrix: tuple[int, ...], cor
 def test_seeking_gives_what_reading_from_the_start_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     clip = make_clip(tmp_path / "clip.mp4", seconds=45, fps=4, width=64, height=48)
     sought = read_pictures(clip, [33.3, 41.1], 256, 90)
-    monkeypatch.setattr("preprocess.media._SEEK_BEYOND_S", 1e9)
+    monkeypatch.setattr("preprocess.video._SEEK_BEYOND_S", 1e9)
     assert sought == read_pictures(clip, [33.3, 41.1], 256, 90)
     assert [round(picture.time_s, 3) for picture in sought] == [33.25, 41.0]
 
@@ -118,7 +110,7 @@ def test_leaving_pictures_out_gives_what_decoding_all_gives(tmp_path: Path, time
 
 def test_pictures_are_left_out_and_sought_where_that_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     decoded = []
-    monkeypatch.setattr("preprocess.media._time_s", lambda frame, *_: decoded.append(frame.time) or frame.time)
+    monkeypatch.setattr("preprocess.video._time_s", lambda frame, *_: decoded.append(frame.time) or frame.time)
     clip = make_clip(tmp_path / "long.mp4", seconds=6.0, fps=25, codec="libx264", picture=textured)
     read_pictures(clip, [5.0], 256, 90)
     assert len(decoded) < 100 and [time_s for time_s in decoded if time_s > 4.1] == pytest.approx(

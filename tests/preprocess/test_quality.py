@@ -8,7 +8,6 @@ from PIL import Image
 
 from preprocess.clip import make_record
 from preprocess.layout import SourceClip
-from preprocess.media import Refused, read_pictures
 from preprocess.options import PackConfig
 from preprocess.quality import (
     CLIP_FLAGS,
@@ -20,6 +19,8 @@ from preprocess.quality import (
     first_alike,
     sound_measures,
 )
+from preprocess.refusals import Refused
+from preprocess.video import read_pictures
 from tests.conftest import make_clip, numbered_picture, tone, write_wav
 
 
