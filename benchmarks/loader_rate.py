@@ -138,9 +138,9 @@ def bare_decode(jpegs: list[np.ndarray], count: int) -> int:
     return count
 
 
-def windows(loader: Loader, batch_size: int) -> Callable[[], int]:
+def windows(loader: Loader, batch_size: int, clips: int = _WINDOW_CLIPS) -> Callable[[], int]:
     """A variant of `measure`: the last batches of an epoch, of small stores those of several; another epoch each."""
-    wanted = max(1, _WINDOW_CLIPS // batch_size)
+    wanted = max(1, clips // batch_size)
     batches = min(wanted, len(loader))
     epoch = 0
 
