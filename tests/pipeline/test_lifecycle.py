@@ -57,9 +57,10 @@ def test_nothing_stays_behind(textured_store: Path, tmp_path: Path, loader: str,
     records = [textured_record(number, [EZ]) for number in range(12)]
     records[11].frames[0].jpeg = b"no picture" * 20
     damaged = train_loader(data_config(write_store(tmp_path / "store", records, [EZ]), loader, batch_size=2))
-    with pytest.raises(UserError, match="clip_011"):
+    with pytest.raises(UserError, match="clip_011") as caught:
         take(damaged)
-    assert settled(before), "an error on the loader's own thread"
+    assert settled(before), "an error on the loader's own thread, whose traceback is kept"
+    assert caught.tb is not None
 
     source = train_loader(config)
     batches = iter(source)

@@ -163,6 +163,14 @@ def test_loaders_agree_with_the_reference(textured_store: Path, case: str, image
         assert gap.mean() <= mean and gap[..., 1:-1, 1:-1].max() <= inside and gap.max() <= largest, loader
 
 
+def test_the_set_agrees_with_the_reference_at_full_size(textured_store: Path):
+    changes = {"image": {"size_px": 224}, "augment": {"random_resized_crop": {}, "flip": {}}, "batch_size": 12}
+    found, wanted = (stream(data_config(textured_store, kind, **changes), 1) for kind in ("resident", "reference"))
+    for one, other in zip(found, wanted, strict=True):
+        gap = (one.image.int() - other.image.int()).abs()
+        assert one.clip_id == other.clip_id and gap.double().mean() <= 0.15 and gap.max() <= 1
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("decode", ["roi", "full"])
