@@ -9,7 +9,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import cv2
 import lmdb
 import msgpack
 import numpy as np
@@ -272,6 +271,8 @@ def _section(store: Path, judged: Judged, flag: str) -> str:
 
 def _thumbnail(store: Path, judged: Judged, number: int, note: str) -> str:
     shard, place = judged.place[number]
+    import cv2  # here, because it takes longer to load than the commands that write no thumbnail take
+
     pixels = _first_picture(store / shard, place)
     if pixels is None:
         raise UserError(
@@ -296,6 +297,8 @@ def _thumbnail(store: Path, judged: Judged, number: int, note: str) -> str:
 
 def _first_picture(shard: Path, place: int) -> np.ndarray | None:
     """`(H, W, 3)` uint8 BGR, or None if the shard is damaged there."""
+    import cv2
+
     try:
         with lmdb.open(str(shard), readonly=True, lock=False, create=False) as environment:
             with environment.begin() as transaction:
