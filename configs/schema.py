@@ -166,6 +166,9 @@ class AudioConfig(Config):
 class DataConfig(Config):
     store: Path | None = Field(default=None, description="folder written by `python -m preprocess pack`")
     train_split: str = "train"
+    warm_up: bool = Field(
+        default=False, description="read the store from end to end before training: for slow disks, if memory holds it"
+    )
     exclude: str | None = Field(
         default=None, description="clips not to train on: a bundled list (configs/lists) or a file with one id a line"
     )

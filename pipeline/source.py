@@ -128,6 +128,8 @@ class ClipSource:
         self.store = Store(request.data.store)
         try:
             self._read_index()
+            if request.train and request.data.warm_up:
+                self.store.warm_up()
         except BaseException:
             self.store.close()
             raise

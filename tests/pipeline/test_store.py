@@ -116,6 +116,11 @@ store.close()
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
+def test_warming_up_reads_every_byte(packed_store: Path):
+    with Store(packed_store) as store:
+        assert store.warm_up() == sum(path.stat().st_size for path in packed_store.glob("shard-*/data.mdb"))
+
+
 def test_values_are_not_copied(packed_store: Path):
     with Store(packed_store) as store:
         one = np.frombuffer(store.value(2), np.uint8)
