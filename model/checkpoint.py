@@ -20,7 +20,7 @@ BEST = "best.pt"
 FREE_ON_RESUME = (
     *("out", "evaluate", "data.loader", "data.store", "train.device", "train.max_steps", "train.cpu_threads"),
     *("train.log_every_steps", "train.keep_checkpoints", "train.checkpoint_every_steps", "data.batch_size"),
-    "train.boards",
+    *("train.boards", "data.warm_up"),
 )
 """What may differ when a run goes on. Another loader, store, device, or number of threads or processes feeds the same
 clips with the same draws and moves the weights by rounding only; another training list or step size is refused."""
@@ -127,12 +127,18 @@ def _refuse_not_finite(state: dict[str, Any], step: int) -> None:
 def resumable(folder: Path, config: RunConfig) -> tuple[Checkpoint, Path] | None:
     """The newest checkpoint of a run folder, for a run of this config to go on from; None if there is none.
 
-    Raises: UserError as `load_checkpoint`, and if it was made by another config.
+    Raises: UserError as `load_checkpoint`, if it was made by another config, and if it holds imported weights alone.
     """
     found = list_checkpoints(folder / "checkpoints")
     if not found:
         return None
     checkpoint = load_checkpoint(found[-1])
+    if not checkpoint.optimizer:
+        raise UserError(
+            f"{found[-1]} holds the weights of {checkpoint.record.get('imported_from')}, without the optimizer and the "
+            f"place in the data that training goes on from: score it with evaluate.py, or train into another folder "
+            "(out=...)"
+        )
     refuse_other_config(config, checkpoint.config, free=FREE_ON_RESUME, where=found[-1])
     return checkpoint, found[-1]
 
