@@ -26,8 +26,8 @@ from configs.schema import FrontendConfig
 from pipeline.record import Record, RecordView, decode, encode
 from pipeline.store import DATA, INDEX, INDEX_COLUMNS, Store, index_row, key_of, read_manifest
 from preprocess.files import ADDING, file_sha256, json_bytes, sync_folder, write_bytes
+from preprocess.manifest_file import write_manifest
 from preprocess.task import PLAN, SHARD, Engine, Report
-from preprocess.writer import write_manifest
 
 _RECORDS_AT_ONCE = 256
 Found = Callable[[int, int, int], None]

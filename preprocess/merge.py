@@ -13,10 +13,10 @@ import msgpack
 from configs.errors import UserError
 from pipeline.store import DATA, INDEX, STORE_FORMAT, read_manifest
 from preprocess.files import NEIGHBOURS, json_bytes, sync_folder, write_bytes
+from preprocess.manifest_file import contents, read_refused, write_manifest, write_refused
 from preprocess.quality import QUALITY
 from preprocess.selection import joined, read_left_out, write_left_out
 from preprocess.task import PLAN
-from preprocess.writer import contents, read_refused, write_manifest, write_refused
 
 _SAME = ("version", "record_version", "options", "frames", "frontends", "waveform", "flow")
 _SHOWN = 10

@@ -18,6 +18,7 @@ from configs.resolve import resolve
 from pipeline.store import Store
 from preprocess.arguments import ENGINES, EXIT_CODES, LAYOUTS, add_options, help_of, own_options, parsed
 from preprocess.layout import LEFT_OUT, Layout, SourceClip
+from preprocess.manifest_file import REFUSED
 from preprocess.options import PackConfig
 from preprocess.progress import PackProgress
 from preprocess.recognise import recognise
@@ -25,7 +26,7 @@ from preprocess.refusals import REASONS
 from preprocess.report import HTML, write_report
 from preprocess.selection import Selection, is_test_split, select, write_left_out
 from preprocess.task import Engine
-from preprocess.writer import REFUSED, Packed, Stopped, default_shard_clips, pack
+from preprocess.writer import Packed, Stopped, default_shard_clips, pack
 
 _SHOWN_REFUSALS = 10
 _SHOWN_LEFT_OUT = 4

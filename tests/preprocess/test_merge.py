@@ -11,11 +11,12 @@ from preprocess.__main__ import main
 from preprocess.engines.local import Local
 from preprocess.extend import extend
 from preprocess.layouts.manifest import Manifest
+from preprocess.manifest_file import read_refused
 from preprocess.merge import merge
 from preprocess.options import PackConfig
 from preprocess.selection import read_left_out
 from preprocess.verify import verify
-from preprocess.writer import pack, read_refused
+from preprocess.writer import pack
 from tests.conftest import tone, write_wav
 
 CONFIG = PackConfig(frontends=(load_frontend("logmel64"),), spectrogram_dtype="uint8")

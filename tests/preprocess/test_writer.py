@@ -13,11 +13,12 @@ from configs.load import load_frontend
 from pipeline.store import Store, id_hash
 from preprocess.engines.local import Local
 from preprocess.layouts.manifest import Manifest
+from preprocess.manifest_file import REFUSED
 from preprocess.options import PackConfig
 from preprocess.shard import write_shard
 from preprocess.task import PLAN
 from preprocess.verify import verify
-from preprocess.writer import REFUSED, Packed, Stopped, default_shard_clips, pack
+from preprocess.writer import Packed, Stopped, default_shard_clips, pack
 from tests.conftest import tone, write_wav
 
 CONFIG = PackConfig(frontends=(load_frontend("logmel64"),))
