@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from configs.errors import UserError
 from configs.resolve import resolve
 from model.similarity import widen
 
@@ -41,8 +42,14 @@ class CrossAttention(nn.Module):
     def attend(self, x: Tensor, keys: Tensor | None) -> Tensor:
         """(B, channels, h, w), unit length over the channels: `x` plus its mixtures; without keys, `x` gives its own.
 
+        Raises: UserError if `x` and the keys differ in height or width.
         In at least float32, under autocast too: little work, whose softmax over cells feels every rounding.
         """
+        if keys is not None and keys.shape[2:] != x.shape[2:]:
+            raise UserError(
+                f"the flow encoder gives maps of {keys.shape[2]} x {keys.shape[3]} cells, the image encoder of "
+                f"{x.shape[2]} x {x.shape[3]}: choose encoders of one stride (model.flow_encoder, model.image_encoder)"
+            )
         with torch.autocast(x.device.type, enabled=False):
             x = widen(x)
             return functional.normalize(x + self(x, x if keys is None else widen(keys)), dim=1)

@@ -33,6 +33,25 @@ def build_encoders(config: TwoStreamConfig) -> tuple[Any, Any]:
     return resolve("model.encoders", image.name)(image), resolve("model.encoders", audio.name)(audio)
 
 
+def build_equal_encoders(config: Any) -> tuple[Any, Any]:
+    """As `build_encoders`, for a method that compares their features as they are.
+
+    Raises: UserError if they differ in size.
+    """
+    image, audio = build_encoders(config)
+    if image.channels != audio.channels:
+        narrow, wide = sorted((image.channels, audio.channels))
+        which = "image" if image.channels == wide else "audio"
+        projections = "set model.feature_dim, or " if hasattr(config, "feature_dim") else ""
+        raise UserError(
+            f"image encoder '{config.image_encoder.name}' has {image.channels} channels and audio encoder "
+            f"'{config.audio_encoder.name}' has {audio.channels}; method '{config.name}' compares them as they are, so "
+            f"they must be equal. Choose others, {projections}put a trained projection behind one: "
+            f"model.{which}_encoder={{name: projected, channels: {narrow}, encoder: {{name: ...}}}}"
+        )
+    return image, audio
+
+
 def start_projection(layer: nn.Conv2d | nn.Linear) -> None:
     """The weights of a projection at the start of training: small and without bias, as the authors of EZ-VSL draw."""
     nn.init.trunc_normal_(layer.weight, std=0.01)
@@ -40,8 +59,10 @@ def start_projection(layer: nn.Conv2d | nn.Linear) -> None:
     nn.init.zeros_(layer.bias)
 
 
-def start_audio_norms(encoder: nn.Module, config: Any) -> None:
-    """BatchNorm scales from N(1, 0.02), as LVS and its followers start an audio encoder that has no weights yet."""
+def start_norms(encoder: Any, config: Any) -> None:
+    """BatchNorm scales from N(1, 0.02), as LVS and its followers start an encoder that has no weights yet."""
+    if config.name == "projected":
+        encoder, config = encoder.encoder, config.encoder
     if config.frozen or config.weights != "none":
         return
     for module in encoder.modules():
@@ -68,7 +89,8 @@ class TwoStream(LocalizationModel):
     def __init__(self, config: Any) -> None:
         """Raises: UserError if there are no projections and the encoders differ in size."""
         super().__init__(config)
-        self.image_encoder, self.audio_encoder = build_encoders(config)
+        build = build_encoders if config.feature_dim else build_equal_encoders
+        self.image_encoder, self.audio_encoder = build(config)
         seen, heard = self.image_encoder.channels, self.audio_encoder.channels
         self.image_dropout, self.audio_dropout = nn.Dropout(config.image_dropout), nn.Dropout(config.audio_dropout)
         if config.feature_dim is not None:
@@ -76,15 +98,9 @@ class TwoStream(LocalizationModel):
             self.audio_projection = nn.Linear(heard, config.feature_dim)
             start_projection(self.image_projection)
             start_projection(self.audio_projection)
-        elif seen == heard:
-            self.image_projection = self.audio_projection = nn.Identity()
         else:
-            raise UserError(
-                f"image encoder '{config.image_encoder.name}' has {seen} channels and audio encoder "
-                f"'{config.audio_encoder.name}' has {heard}; without projections they must be equal. Choose others, or "
-                "set model.feature_dim to add projections"
-            )
-        start_audio_norms(self.audio_encoder, config.audio_encoder)
+            self.image_projection = self.audio_projection = nn.Identity()
+        start_norms(self.audio_encoder, config.audio_encoder)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """image_features (B, D, h, w) and audio_features (B, D), both of unit length over D."""

@@ -10,7 +10,7 @@ from configs.schema import named, named_parts
 from model.base import Localization, LocalizationModel, MethodConfig
 from model.cross_attention import CrossAttention, build_flow_encoder
 from model.similarity import own_pair_map, widen
-from model.two_stream import build_encoders, hear, start_audio_norms
+from model.two_stream import build_equal_encoders, hear, start_norms
 from pipeline.batch import Batch, InputSpec
 
 
@@ -58,8 +58,8 @@ class HTF(LocalizationModel):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.image_encoder, self.audio_encoder = build_encoders(config)
-        start_audio_norms(self.audio_encoder, config.audio_encoder)
+        self.image_encoder, self.audio_encoder = build_equal_encoders(config)
+        start_norms(self.audio_encoder, config.audio_encoder)
         self.flow_encoder = build_flow_encoder(config.flow_encoder)
         self.attention = CrossAttention(self.image_encoder.channels, self.flow_encoder.channels, config.key_dim)
 

@@ -1,10 +1,12 @@
 """LVS: sounding cells against the background of the same picture."""
 
+from typing import Any
+
 from pydantic import Field
 
 from configs.schema import named, named_parts
 from model.published import LVS_NAMES, LVS_UNUSED
-from model.two_stream import TwoStream, TwoStreamConfig
+from model.two_stream import TwoStream, TwoStreamConfig, start_norms
 
 
 class LVS(TwoStream):
@@ -29,3 +31,7 @@ class LVS(TwoStream):
 
     published_names = LVS_NAMES
     published_unused = LVS_UNUSED
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        start_norms(self.image_encoder, config.image_encoder)

@@ -13,7 +13,7 @@ from model.base import Localization, LocalizationModel, MethodConfig
 from model.cross_attention import CrossAttention, build_flow_encoder
 from model.distributed import gathered
 from model.similarity import own_pair_map, widen
-from model.two_stream import build_encoders, start_audio_norms
+from model.two_stream import build_equal_encoders, start_norms
 from pipeline.batch import Batch, InputSpec
 
 _EPS = 1e-5  # added to the range by which a map is divided
@@ -101,8 +101,8 @@ class SIRASSL(LocalizationModel):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.image_encoder, self.audio_encoder = build_encoders(config)
-        start_audio_norms(self.audio_encoder, config.audio_encoder)
+        self.image_encoder, self.audio_encoder = build_equal_encoders(config)
+        start_norms(self.audio_encoder, config.audio_encoder)
         channels = key_channels = self.image_encoder.channels
         if config.flow:
             self.inputs = InputSpec(fields=frozenset({"image", "spectrogram", "flow"}))

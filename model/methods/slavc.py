@@ -12,7 +12,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from configs.schema import named_parts
 from model.base import Localization, LocalizationModel, Progress
 from model.similarity import own_pair_map, widen
-from model.two_stream import TwoStreamConfig, build_encoders, hear, start_audio_norms, start_projection
+from model.two_stream import TwoStreamConfig, build_encoders, hear, start_norms, start_projection
 from pipeline.batch import Batch
 
 
@@ -91,7 +91,7 @@ class _Network(nn.Module):
         self.audio_heads = nn.ModuleDict({head: nn.Linear(heard, size) for head in ("which", "where")})
         for layer in (*self.image_heads.values(), *self.audio_heads.values()):
             start_projection(layer)  # type: ignore[arg-type]
-        start_audio_norms(self.audio_encoder, config.audio_encoder)
+        start_norms(self.audio_encoder, config.audio_encoder)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         image = self.image_dropout(self.image_encoder(batch.image))

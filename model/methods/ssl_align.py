@@ -12,7 +12,7 @@ from configs.schema import named, named_parts
 from model.base import Localization, LocalizationModel, MethodConfig
 from model.published import LVS_NAMES, LVS_UNUSED
 from model.similarity import own_pair_map, widen
-from model.two_stream import build_encoders, hear, start_audio_norms
+from model.two_stream import build_equal_encoders, hear, start_norms
 from pipeline.batch import Batch, InputSpec
 
 
@@ -74,8 +74,9 @@ class SSLAlign(LocalizationModel):
         super().__init__(config)
         own_views = 1 + config.augmented
         self.inputs = InputSpec(image_views=own_views, audio_views=own_views, neighbours=config.neighbours)
-        self.image_encoder, self.audio_encoder = build_encoders(config)
-        start_audio_norms(self.audio_encoder, config.audio_encoder)
+        self.image_encoder, self.audio_encoder = build_equal_encoders(config)
+        start_norms(self.image_encoder, config.image_encoder)
+        start_norms(self.audio_encoder, config.audio_encoder)
         self.image_head = _head(self.image_encoder.channels, config)
         self.audio_head = _head(self.audio_encoder.channels, config)
         own, augmented, neighbour = config.view_weights

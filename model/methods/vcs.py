@@ -11,7 +11,7 @@ from configs.schema import named, named_parts
 from model.base import Localization, LocalizationModel, MethodConfig
 from model.published import LVS_NAMES, LVS_UNUSED
 from model.similarity import own_pair_map, widen
-from model.two_stream import build_encoders, hear
+from model.two_stream import build_equal_encoders, hear
 from pipeline.batch import Batch
 
 
@@ -77,7 +77,7 @@ class VCS(LocalizationModel):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.image_encoder, self.audio_encoder = build_encoders(config)
+        self.image_encoder, self.audio_encoder = build_equal_encoders(config)
         self.region_projection = nn.Conv2d(self.image_encoder.channels, config.nodes, 1, bias=False)
         self.region_dropout = nn.Dropout(config.region_dropout)
         self.node_dropout = nn.Dropout(config.node_dropout)

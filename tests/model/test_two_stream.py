@@ -80,8 +80,42 @@ def test_lvs_has_a_map_of_14_cells_and_no_projection():
 
 def test_without_projections_the_encoders_must_fit():
     wide = {"name": "efficientnet_lite0", "weights": "none"}
-    with pytest.raises(UserError, match=r"1280 channels .*512.* set model\.feature_dim"):
+    with pytest.raises(UserError, match=r"1280 channels .*512.* set model\.feature_dim.*name: projected"):
         build_model(config("lvs", image_encoder=wide))
     model = build_model(config("lvs", image_encoder=wide, feature_dim=16)).eval()
     with torch.inference_mode():
         assert model(batch(1))["image_features"].shape == (1, 16, 2, 2)
+
+
+@pytest.mark.parametrize("name", ["htf", "sira_ssl", "ssl_align", "vcs"])
+def test_methods_without_projections_name_the_remedy(name: str):
+    wide = {"name": "efficientnet_lite0", "weights": "none"}
+    flow = {"flow_encoder": {"name": "resnet", "in_channels": 2}} if name in ("htf", "sira_ssl") else {}
+    with pytest.raises(UserError, match=r"channels: 512, encoder: ") as raised:
+        build_model(config(name, image_encoder=wide, **flow))
+    assert "model.image_encoder={name: projected" in str(raised.value) and "feature_dim" not in str(raised.value)
+    model = build_model(config(name, image_encoder={"name": "projected", "encoder": wide}, **flow)).eval()
+    clips = batch(2)
+    clips.flow = torch.rand(2, 2, 64, 64)
+    with torch.inference_mode():
+        assert model.localize(clips).map.shape == (2, 2, 2)
+
+
+def test_norms_of_a_projected_encoder_start_as_those_of_a_bare_one():
+    projected = {"name": "projected", "channels": 16, "encoder": {"name": "resnet", "in_channels": 1}}
+    model = build_model(config("ez_vsl", image_encoder="resnet", audio_encoder=projected))
+    scales = model.audio_encoder.encoder.net.layer1[0].bn1.weight
+    assert 0.01 < float(scales.detach().std()) < 0.04
+    assert model.image_encoder.net.layer1[0].bn1.weight.eq(1).all()
+    lvs = build_model(config("lvs"))
+    assert not lvs.image_encoder.net.layer1[0].bn1.weight.eq(1).any()
+
+
+def test_flow_of_another_stride_is_refused():
+    encoders = {"image_encoder": {"name": "resnet"}, "flow_encoder": {"name": "resnet", "in_channels": 2}}
+    encoders["flow_encoder"]["last_stride"] = 1
+    model = build_model(config("htf", **encoders)).eval()
+    clips = batch(1)
+    clips.flow = torch.rand(1, 2, 64, 64)
+    with pytest.raises(UserError, match=r"4 x 4 cells, the image encoder of 2 x 2"):
+        model(clips)
