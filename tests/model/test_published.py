@@ -13,7 +13,7 @@ from configs.load import load_config
 from configs.resolve import names, resolve
 from model.base import LocalizationModel
 from model.build import build_model, main, without_initial_weights
-from model.checkpoint import load_checkpoint
+from model.checkpoint import load_checkpoint, resumable
 from model.published import as_published, load_published, read_published
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -144,3 +144,5 @@ def test_old_files_lack_counters_alone(tmp_path: Path):
     assert checkpoint.config.model == load_config(["lvs_vggsound144k"]).model
     assert checkpoint.record["imported_from"] == "file.pth" and len(checkpoint.record["imported_sha256"]) == 64
     assert set(checkpoint.record["imported_without"]) == set(UNUSED)
+    with pytest.raises(UserError, match=r"holds the weights of file\.pth, without the optimizer"):
+        resumable(tmp_path / "run", checkpoint.config)
