@@ -174,6 +174,15 @@ def training_list(record: Mapping[str, Any], given: str | None, store: Store, sp
     return None
 
 
+def check_known(known: TrainingList | None, exclude_leaked: bool) -> None:
+    """Raises: UserError if clips are to be left out and nobody knows which."""
+    if exclude_leaked and known is None:
+        raise UserError(
+            "--exclude-leaked needs the list of clips that were trained on, and nothing here says it: name it with "
+            "--trained-on LIST, for example vggsound_144k_ezvsl"
+        )
+
+
 def configure(checkpoint: Checkpoint, where: Path, arguments: argparse.Namespace) -> RunConfig:
     """The config of a checkpoint with what the command line changes. Raises: UserError."""
     mapping = as_mapping(checkpoint.config)
@@ -185,7 +194,7 @@ def configure(checkpoint: Checkpoint, where: Path, arguments: argparse.Namespace
     if config.data.store is None:
         raise UserError("the checkpoint names no store (data.store): say where the clips are with --store PATH")
     if arguments.sets:
-        chosen = arguments.sets.split(",")
+        chosen = [name for name in arguments.sets.split(",") if name]
         if chosen == ["all"]:
             chosen = every_set(config.data.store, config.data.train_split)
         options = {name: as_mapping(each) for name, each in config.evaluate.sets.items()}
@@ -200,8 +209,9 @@ def configure(checkpoint: Checkpoint, where: Path, arguments: argparse.Namespace
 
 def free_folder(out: Path, overwrite: bool) -> Path:
     """`out`, if results may be written there. Raises: UserError."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; name a folder")
+    for path in (out, *out.parents):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"--out {out}: {path} is a file; name a folder")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise UserError(
             f"{out} is not empty; name another folder with --out, or add --overwrite to replace the results"
@@ -246,6 +256,10 @@ def score_checkpoint(argv: Sequence[str]) -> int:
     if config.train.channels_last:  # as in training, so that its scores are met to the last digit
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    with Store(config.data.store) as store:  # type: ignore[arg-type]
+        known = training_list(checkpoint.record, arguments.trained_on, store, config.data.train_split)
+    check_known(known, arguments.exclude_leaked)
+
     protocols = chosen_protocols(arguments.protocols)
     scored = score_sets(model, config, device, protocols=protocols, keep=True, progress=True)
     selection = str(checkpoint.record.get("selection", "not recorded"))
@@ -257,7 +271,6 @@ def score_checkpoint(argv: Sequence[str]) -> int:
     }
     console = make_console()
     with Store(config.data.store) as store:  # type: ignore[arg-type]
-        known = training_list(checkpoint.record, arguments.trained_on, store, config.data.train_split)
         sets: dict[str, SetResult] = {}
         for name, scores in scored.items():
             options = with_expected(store, config.evaluate.sets[name])
@@ -315,6 +328,8 @@ def score_maps(argv: Sequence[str]) -> int:
     options = config.sets[arguments.set]
     out = free_folder(arguments.out, arguments.overwrite) if arguments.out else None
     protocols = chosen_protocols(arguments.protocols)
+    known = TrainingList(load_list(arguments.trained_on), arguments.trained_on) if arguments.trained_on else None
+    check_known(known, arguments.exclude_leaked)
     maps = ExternalMaps(arguments.maps)
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(Store(arguments.store)) if arguments.store else None
@@ -335,7 +350,7 @@ def score_maps(argv: Sequence[str]) -> int:
         if protocols is None:
             leave_out_unfit(board)
         scores = Scores(board=board, outside=set(), maps=kept)
-        known = TrainingList(load_list(arguments.trained_on), arguments.trained_on) if arguments.trained_on else None
+        warnings += maps.out_of_bounds()
         sets = complete(
             arguments.set, options, scores, known, id_hash, warnings=warnings, exclude_leaked=arguments.exclude_leaked
         )

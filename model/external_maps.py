@@ -31,6 +31,7 @@ class ExternalMaps:
         """Raises: UserError if there are no maps at `path`, or two of one clip."""
         self.path = path
         self.bounds = (0.0, 1.0)
+        self._reach = (np.inf, -np.inf)
         if path.is_dir():
             files = sorted(file for file in path.iterdir() if file.suffix.lower() in _KINDS)
             self._readers = self._by_id((file.stem, self._file_reader(file)) for file in files)
@@ -111,7 +112,18 @@ class ExternalMaps:
         value = value.astype(np.float32)
         if not np.isfinite(value).all():
             raise UserError(f"{where} holds NaN or infinity; leave the clip out, or write what the system says of it")
+        self._reach = (min(self._reach[0], float(value.min())), max(self._reach[1], float(value.max())))
         return value
+
+    def out_of_bounds(self) -> list[str]:
+        """What to say if the maps read so far leave their bounds; else nothing."""
+        (least, largest), (low, high) = self._reach, self.bounds
+        if least >= low and largest <= high:
+            return []
+        return [
+            f"The maps reach from {least:.4g} to {largest:.4g}, and their bounds are {low:g} to {high:g}: scores on a "
+            "scale that all clips share (slavc_abs, acl_sweep, avsbench, confidence) are wrong. Save npz with `bounds`."
+        ]
 
 
 def match(maps: ExternalMaps, truths: Mapping[str, Truth]) -> tuple[dict[str, str], list[str]]:

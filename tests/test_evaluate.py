@@ -168,6 +168,8 @@ def test_an_unknown_training_list_is_said(run: Path, tmp_path: Path):
     chosen, unknown = table(tmp_path / "out", "test")["warnings"]
     assert "chosen by its score here (best test/ciou_50)" in chosen and "--trained-on" in unknown
     assert scores(tmp_path / "out")["sets"]["test"]["leak"] is None
+    with pytest.raises(UserError, match="--exclude-leaked needs the list"):
+        evaluate.main([str(path), "--exclude-leaked", "--out", str(tmp_path / "other")])
 
 
 def test_a_checkpoint_needs_no_initial_weights(packed_store: Path, tmp_path: Path):
@@ -220,7 +222,7 @@ def test_where_the_results_go(run: Path, tmp_path: Path):
     assert not stale.exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file is a file; name a folder"):
-        evaluate.main([str(run), "--out", str(tmp_path / "file")])
+        evaluate.main([str(run), "--out", str(tmp_path / "file" / "below")])
 
 
 @pytest.mark.parametrize(

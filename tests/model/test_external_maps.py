@@ -33,6 +33,22 @@ def test_every_form_gives_the_same_maps(tmp_path: Path):
         assert found.dtype == np.float32 and np.array_equal(found, expected), source
 
 
+def test_maps_outside_their_bounds_are_said(tmp_path: Path):
+    """Without bounds a system's cosines or logits would pass for values from 0 to 1."""
+    ids = np.array(["a", "b"])
+    values = np.stack([np.full((2, 2), 0.5), np.array([[0, 1], [-3, 1]])])
+    np.savez(tmp_path / "bare.npz", clip_id=ids, maps=values)
+    np.savez(tmp_path / "told.npz", clip_id=ids, maps=values, bounds=np.array([-np.inf, np.inf]))
+    bare, told = ExternalMaps(tmp_path / "bare.npz"), ExternalMaps(tmp_path / "told.npz")
+    bare.read("a")
+    assert not bare.out_of_bounds()
+    for maps in (bare, told):
+        maps.read("b")
+    (said,) = bare.out_of_bounds()
+    assert "from -3 to 1" in said and "0 to 1" in said
+    assert not told.out_of_bounds()
+
+
 def test_batches_hold_one_shape(tmp_path: Path):
     np.savez(tmp_path / "m.npz", **{name: np.ones((2, side)) for name, side in zip("abcde", (3, 3, 3, 4, 3))})
     maps = ExternalMaps(tmp_path / "m.npz")
