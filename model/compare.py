@@ -14,6 +14,7 @@ from configs.schema import EvaluateConfig
 from model.protocol import SetFacts
 from model.results import Results, SetResult, label
 from model.rows import Rows, take_rows, units
+from model.rows import resamples as resampled
 from model.scoring import Scorer, ScoreTable, build_scorer
 
 Reduce = Callable[[Rows], dict[str, float]]
@@ -217,9 +218,7 @@ def difference(
         raise UserError(f"{set_name}: no clip was scored by all")
     aligned = [_aligned(table.rows, shared) for table in both]
     unit = units(aligned[0]["clip_id"], aligned[0]["group"])
-    numbers = [
-        {key: each for key, each in rows.items() if each.dtype.kind == "f" and "." not in key} for rows in aligned
-    ]
+    numbers = [_numbers(rows) for rows in aligned]
     a, b = numbers[: len(first)], numbers[len(first) :]
     scored = [[reduce({**rows, "unit": unit}) for rows in side] for side in (a, b)]
     found = _mean(scored[1], scored[0])
@@ -272,13 +271,8 @@ def _mean(second: Sequence[Mapping[str, float]], first: Sequence[Mapping[str, fl
 def _bootstrap(
     a: Sequence[Rows], b: Sequence[Rows], unit: np.ndarray, reduce: Reduce, resamples: int
 ) -> dict[str, np.ndarray]:
-    draw = np.random.default_rng(0)
-    members = np.split(np.argsort(unit, kind="stable"), np.cumsum(np.bincount(unit))[:-1])
     draws: dict[str, list[float]] = {}
-    for _ in range(resamples):
-        chosen = draw.integers(len(members), size=len(members))
-        take = np.concatenate([members[number] for number in chosen])
-        again = np.repeat(np.arange(len(members)), [len(members[number]) for number in chosen])
+    for take, again in resampled(unit, resamples, seed=0):
         sides = [[reduce({**take_rows(rows, take), "unit": again}) for rows in side] for side in (a, b)]
         for score, value in _mean(sides[1], sides[0]).items():
             draws.setdefault(score, []).append(value)

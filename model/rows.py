@@ -1,7 +1,7 @@
 """Rows: what was found for each clip of a set, from which scores derive; saved, loaded and gathered over ranks."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,23 @@ def units(clip_ids: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """`(n,)` int: one number a group; a clip without a group has its own."""
     names = [f"group/{group}" if group else f"clip/{clip_id}" for clip_id, group in zip(clip_ids, groups, strict=True)]
     return np.unique(names, return_inverse=True)[1]
+
+
+def resamples(unit: np.ndarray, times: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """As many groups as there are, drawn with replacement, `times` times: the numbers of their rows, and new units.
+
+    unit: `(n,)` as `units` gives it; the rows of a group are drawn together.
+    """
+    draw = np.random.default_rng(seed)
+    members = np.split(np.argsort(unit, kind="stable"), np.cumsum(np.bincount(unit))[:-1])
+    order = np.concatenate(members)
+    for _ in range(times):
+        chosen = draw.integers(len(members), size=len(members))
+        if len(members) == len(unit):
+            yield order[chosen], np.arange(len(members))
+        else:
+            sizes = [len(members[number]) for number in chosen]
+            yield np.concatenate([members[number] for number in chosen]), np.repeat(np.arange(len(members)), sizes)
 
 
 def save_rows(path: Path, rows: Rows) -> None:

@@ -21,7 +21,7 @@ from model.base import Localization
 from model.metric import Metric
 from model.protocol import Maps, Protocol, SetFacts, Source, TruthMaps, centred_gaussian, random_maps
 from model.refinement import Localize, Mixtures, Refinement
-from model.rows import Rows, gather_rows, join_rows, take_rows, units
+from model.rows import Rows, gather_rows, join_rows, resamples, take_rows, units
 from pipeline.batch import Batch, Truth
 
 FLOORS = ("centre", "ones", "random")
@@ -464,15 +464,8 @@ class Scorer:
 
     def _intervals(self, numbers: Mapping[str, np.ndarray], unit: np.ndarray) -> dict[str, tuple[float, float]]:
         """95% of the scores of as many clips drawn with replacement; clips of one group are drawn together."""
-        draw = np.random.default_rng(self.seed)
-        members = np.split(np.argsort(unit, kind="stable"), np.cumsum(np.bincount(unit))[:-1])
-        single = len(members) == len(unit)
         draws: dict[str, list[float]] = {}
-        for _ in range(self.bootstrap):
-            chosen = draw.integers(len(members), size=len(members))
-            take = chosen if single else np.concatenate([members[number] for number in chosen])
-            sizes = 1 if single else [len(members[number]) for number in chosen]
-            again = np.repeat(np.arange(len(members)), sizes)
+        for take, again in resamples(unit, self.bootstrap, self.seed):
             for name, value in self._reduce({key: column[take] for key, column in numbers.items()}, again).items():
                 draws.setdefault(name, []).append(value)
         bounds = {name: np.percentile(values, (2.5, 97.5)) for name, values in draws.items()}
