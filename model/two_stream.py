@@ -112,4 +112,7 @@ class TwoStream(LocalizationModel):
         }
 
     def localize(self, batch: Batch) -> Localization:
-        return Localization(map=own_pair_map(**self.forward(batch)), bounds=(-1.0, 1.0))
+        """embeddings: the mean of the picture's cells, each of which the loss compares with the sound; the sound."""
+        found = self.forward(batch)
+        embeddings = (found["image_features"].mean((2, 3)), found["audio_features"])
+        return Localization(map=own_pair_map(**found), bounds=(-1.0, 1.0), embeddings=embeddings)

@@ -123,7 +123,9 @@ class SIRASSL(LocalizationModel):
         return self._look(batch, self.config.normalise_over)
 
     def localize(self, batch: Batch) -> Localization:
-        """extra: the maps `visual`, `gated` and `recursive`, each within -1 .. 1."""
+        """extra: the maps `visual`, `gated` and `recursive`, each within -1 .. 1. embeddings: the mean of the picture's
+        cells at the first look; the sound.
+        """
         found = self._look(batch, "clip")
         weights = self.config.map_weights
         maps = {
@@ -136,7 +138,8 @@ class SIRASSL(LocalizationModel):
         }
         total = torch.stack([weight * each for weight, each in zip(weights, maps.values())]).sum(dim=0)
         reach = sum(abs(weight) for weight in weights)
-        return Localization(map=total, bounds=(-reach, reach), extra=maps)
+        embeddings = (found["image_features"].mean(dim=(2, 3)), found["audio_features"])
+        return Localization(map=total, bounds=(-reach, reach), extra=maps, embeddings=embeddings)
 
     def mask(self, maps: Tensor, size: torch.Size, over: str) -> Tensor:
         """What the picture is multiplied by for the second look, (B, 1, H, W) in 0 .. 1, without gradient.

@@ -73,10 +73,16 @@ class SLAVC(LocalizationModel):
         return {**features, **{f"slow_{name}": value for name, value in slow.items()}}
 
     def localize(self, batch: Batch) -> Localization:
+        """embeddings: of the heads "which": the mean over the picture's cells, and the sound."""
         features = (self.slow if self.config.localize_with == "slow" else self.trained)(batch)
         which = own_pair_map(features["image_which"], features["audio_which"])
         where = own_pair_map(features["image_where"], features["audio_where"])
-        return Localization(map=(which + where) / 2, bounds=(-1.0, 1.0), extra={"which": which, "where": where})
+        return Localization(
+            map=(which + where) / 2,
+            bounds=(-1.0, 1.0),
+            extra={"which": which, "where": where},
+            embeddings=(features["image_which"].mean(dim=(2, 3)), features["audio_which"]),
+        )
 
 
 class _Network(nn.Module):

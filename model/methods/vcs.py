@@ -116,12 +116,14 @@ class VCS(LocalizationModel):
         }
 
     def localize(self, batch: Batch) -> Localization:
+        """embeddings: the mean of the picture's cells, each of which the loss compares with the sound; the sound."""
         found = self.forward(batch)
         reach = abs(float(self.scale.detach()))
         return Localization(
             map=found["localization_map"],
             bounds=(-reach, reach),
             extra={"foreground": found["foreground_map"], "regions": found["region_maps"].mean(dim=1)},
+            embeddings=(found["image_features"].mean(dim=(2, 3)), found["audio_features"]),
         )
 
     def param_groups(self) -> list[dict[str, Any]]:

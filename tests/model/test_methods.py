@@ -79,6 +79,10 @@ def test_a_map_does_not_depend_on_the_batch(name: str):
             torch.testing.assert_close(alone.map[0], together.map[index], rtol=1e-4, atol=1e-5)
             for key, extra in together.extra.items():
                 torch.testing.assert_close(alone.extra[key][0], extra[index], rtol=1e-3, atol=1e-4)
+            assert alone.embeddings is not None and together.embeddings is not None, "retrieval needs them"
+            for one, all_clips in zip(alone.embeddings, together.embeddings, strict=True):
+                assert one.ndim == 2 and one.shape[1] == together.embeddings[0].shape[1]
+                torch.testing.assert_close(one[0], all_clips[index], rtol=1e-3, atol=1e-4)
     low, high = together.bounds
     assert together.map.min() >= low - 1e-5 and together.map.max() <= high + 1e-5
 
