@@ -33,6 +33,7 @@ from model.plan import print_plan
 from model.profiling import StepProfile
 from model.running_loss import RunningLoss
 from model.selection import LAST, EpochScores, HeldOutStopped, Selection
+from model.similarity import choose_fused_pairs
 from model.stopping import StopSignals
 from pipeline.loaders.resident import free_bytes
 from pipeline.sizes import store_sizes, synthetic_batch
@@ -54,6 +55,7 @@ def main(argv: list[str]) -> int:
         keep_freed_memory()
     if config.train.cpu_threads:
         torch.set_num_threads(config.train.cpu_threads)
+    choose_fused_pairs(config.train.fused_pairs, device)
     if "--plan" in asked:
         print_plan(config, device, console, batch_of=synthetic_batch, sizes_of=store_sizes, free_bytes=free_bytes)
         return 0

@@ -226,6 +226,9 @@ class TrainConfig(Config):
     sync_batchnorm: bool = Field(default=False, description="BatchNorm over the clips of all GPUs")
     channels_last: bool = True
     compile: bool = False
+    fused_pairs: Literal["auto", "never", "always"] = Field(
+        default="auto", description="losses over all pairs without the map of all pairs; auto: where it would be large"
+    )
     ema: float | None = Field(
         default=None, gt=0, lt=1, description="decay a step of averaged weights, which are scored; null: none"
     )

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from model.base import Loss, LossConfig
 from model.distributed import gathered, own_columns
-from model.similarity import all_pairs, all_pairs_max, widen
+from model.similarity import all_pairs_max, products, widen
 
 
 class ScaledMIL(Loss):
@@ -31,6 +31,6 @@ class ScaledMIL(Loss):
         logits = (
             all_pairs_max(image_features, sound)
             if config.pool == "max"
-            else all_pairs(image_features, sound).mean(dim=1)
+            else products(widen(image_features).mean(dim=(2, 3)), sound)  # the mean of products, without the map
         )
         return functional.cross_entropy(logits, own_columns(len(logits), logits.device))

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from model.base import Loss, LossConfig
 from model.distributed import gathered, own_columns
-from model.similarity import all_pairs, own_pair_map
+from model.similarity import all_pairs_soft_mean, own_pair_map, soft_mean
 
 
 class TriMap(Loss):
@@ -42,9 +42,9 @@ class TriMap(Loss):
         """(B, 1 + B + 1): own sounding cells, every pair's sounding cells, own background; column 0 is right."""
         config: Any = self.config
         own = own_pair_map(image_features, audio_features).flatten(1)
-        pairs = _soft_mean(all_pairs(image_features, gathered(audio_features)), config.epsilon_p, config.tau)
-        positive = _soft_mean(own, config.epsilon_p, config.tau)
-        background = _soft_mean(own, config.epsilon_n, -config.tau)
+        pairs = all_pairs_soft_mean(image_features, gathered(audio_features), config.epsilon_p, config.tau)
+        positive = soft_mean(own, config.epsilon_p, config.tau)
+        background = soft_mean(own, config.epsilon_n, -config.tau)
         columns = torch.arange(pairs.shape[1], device=pairs.device)
         own_pairs = columns == own_columns(len(pairs), pairs.device)[:, None]
         if config.own_pair == "masked":
@@ -52,10 +52,3 @@ class TriMap(Loss):
         else:
             pairs = torch.where(own_pairs, pairs * -99, pairs)
         return torch.cat([positive[:, None], pairs, background[:, None]], dim=1) / config.temperature
-
-
-def _soft_mean(cosines: Tensor, border: float, softness: float) -> Tensor:
-    """Mean over the cells (dimension 1), weighted by sigmoid((x - border) / softness)."""
-    # As a softmax of logarithms: where no cell is near the border, the plain weights and their sum fall to 0 / 0.
-    weights = functional.logsigmoid((cosines - border) / softness).softmax(dim=1)
-    return (weights * cosines).sum(dim=1)
