@@ -205,7 +205,7 @@ def difference(
     *,
     resamples: int,
 ) -> list[Difference]:
-    """Every score of two systems, each given by the tables of its runs, on the clips that all of them scored.
+    """Every score that both systems have, each given by the tables of its runs, on the clips that all of them scored.
 
     Raises: UserError if they share no clip, or were scored under other settings.
     """
@@ -219,6 +219,8 @@ def difference(
     aligned = [_aligned(table.rows, shared) for table in both]
     unit = units(aligned[0]["clip_id"], aligned[0]["group"])
     numbers = [_numbers(rows) for rows in aligned]
+    shared_columns = set.intersection(*(set(rows) for rows in numbers))  # of metrics that all of them were scored with
+    numbers = [{key: column for key, column in rows.items() if key in shared_columns} for rows in numbers]
     a, b = numbers[: len(first)], numbers[len(first) :]
     scored = [[reduce({**rows, "unit": unit}) for rows in side] for side in (a, b)]
     found = _mean(scored[1], scored[0])

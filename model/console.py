@@ -30,16 +30,20 @@ def print_result(console: Console, name: str, result: SetResult) -> None:
 
 
 def _print_protocols(console: Console, name: str, tables: Sequence[ScoreTable]) -> None:
-    """The first table's scores under every protocol, with the blind centre's behind the first of them."""
+    """The first table's scores under every protocol, with the blind centre's behind the first of them; then the first
+    of each protocol's own.
+    """
     scores = list(tables[0].scores)
     shown = Table(title=f"{name}: the same maps, read in other ways", box=box.SIMPLE_HEAD, pad_edge=False)
     shown.add_column("protocol", no_wrap=True)
     for heading in (scores[0], "blind centre", *scores[1:]):
         shown.add_column(heading, justify="right")
+    shown.add_column("its own first score")
     for table in tables:
         blind = table.floors.get("centre", {}).get(scores[0])
         numbers = [table.scores.get(scores[0]), blind, *(table.scores.get(score) for score in scores[1:])]
-        shown.add_row(label(table), *("" if number is None else f"{number:.4f}" for number in numbers))
+        own = next((f"{score} {value:.4f}" for score, value in table.scores.items() if score not in scores), "")
+        shown.add_row(label(table), *("" if number is None else f"{number:.4f}" for number in numbers), own)
     console.print(shown)
 
 

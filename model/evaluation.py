@@ -91,6 +91,10 @@ def complete(
     notes, warnings = [], list(warnings)
     if options.expected is not None and len(clip_ids) < options.expected:
         warnings.append(f"{options.expected - len(clip_ids)} clips of the full set are missing: compare with care.")
+    if options.expected is not None and len(clip_ids) > options.expected:
+        warnings.append(
+            f"{len(clip_ids) - options.expected} clips more than the full set has: not its published score."
+        )
     if any(re.search(rf"\b{re.escape(word)}\b", selection) for word in (name, *options.splits)):
         warnings.append(f"The checkpoint was chosen by its score here ({selection}): the score is too good.")
     if leak is None:

@@ -137,9 +137,8 @@ def _set_pane(name: str, result: SetResult, gallery: Gallery, budget: int) -> st
         f"<h2>{escape(name)}</h2>{about}<p><b>{_count(table)} clips</b>, ids <code>{escape(table.id_hash)}</code>, "
         f"protocol <b>{escape(label(table))}</b>.</p>"
     )
-    notes = [*table.notes, *([_EMPTY.format(table.empty)] if table.empty else [])]
     head += "".join(f'<p class="warning">{escape(warning)}</p>' for warning in table.warnings)
-    head += "".join(f"<p>{escape(note)}</p>" for note in notes)
+    head += "".join(f"<p>{escape(note)}</p>" for note in table.notes)
     panes = {"Scores": _score_table(table) + _settings(table)}
     if len(result.tables) > 1:
         panes["Protocols"] = _protocols(result.tables)
@@ -149,9 +148,6 @@ def _set_pane(name: str, result: SetResult, gallery: Gallery, budget: int) -> st
     if gallery:
         panes["Pictures"] = _gallery(name, gallery, budget)
     return head + _tabs(f"set-{digest(name)}", {title: pane for title, pane in panes.items() if pane})
-
-
-_EMPTY = "{} clips have a truth that covers no pixel; they count, with 0."
 
 
 def _score_table(table: ScoreTable) -> str:

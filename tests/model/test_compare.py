@@ -34,11 +34,11 @@ def rows_of(ciou: np.ndarray, names: list[str] | None = None, group: list[str] |
     }
 
 
-def run(rows: Rows, title: str = "a", seed: int = 0, **config: object) -> Results:
-    scorer = build_scorer(CONFIG, blind=False)
+def run(rows: Rows, title: str = "a", seed: int = 0, scored: EvaluateConfig = CONFIG, **config: object) -> Results:
+    scorer = build_scorer(scored, blind=False)
     scorer.extend(rows)
     table: ScoreTable = scorer.result(id_hash=id_hash)
-    whole = {"seed": seed, "model": {"name": title}, "evaluate": as_mapping(CONFIG), **config}
+    whole = {"seed": seed, "model": {"name": title}, "evaluate": as_mapping(scored), **config}
     sets = {"test": SetResult(of="test", about="", tables=[table], leak=None)}
     return Results(title=title, sets=sets, facts={}, config=whole, where=Path(f"run-{title}-{seed}"))
 
@@ -88,6 +88,15 @@ def test_only_shared_clips_count_in_any_order():
     assert line.clips == 40 and line.second - line.first == pytest.approx(0.1) and line.low == pytest.approx(0.1)
     with pytest.raises(UserError, match="no clip was scored by all"):
         compare([run(rows_of(values, names)), run(rows_of(values), "b")], 10)
+
+
+def test_scores_that_only_one_system_has_are_not_compared():
+    more = EvaluateConfig.model_validate({"sets": {"test": {}}, "metrics": {"ciou": {}, "pointing": {}}})
+    ciou = np.random.default_rng(3).random(20)
+    wide = run({**rows_of(ciou), "pointing": ciou}, "wide", scored=more)
+    narrow = run(rows_of(ciou / 2), "narrow")
+    for pair in ([wide, narrow], [narrow, wide]):
+        assert set(by_score(pair, 20)) == {"ciou_50", "auc", "mean_ciou", "ciou_30", "mciou"}
 
 
 def test_clips_of_a_group_go_together():
