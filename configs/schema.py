@@ -269,7 +269,7 @@ class EvaluateConfig(Config):
     sets: Annotated[dict[str, EvaluateSet], BeforeValidator(_known_sets)] = {}
     protocol: named("model.protocols") = "ez_vsl"  # type: ignore[valid-type]
     metrics: named_parts("model.metrics") = {"ciou": {}, "pointing": {}}  # type: ignore[valid-type]
-    refine: named_parts("model.refine") = Field({}, description="further maps to score, mixed from several")  # type: ignore[valid-type]
+    refine: named_parts("model.refine") = Field(default={}, description="further maps to score, mixed from several")  # type: ignore[valid-type]
     batch_size: int = Field(default=64, ge=1)
     bootstrap: int = Field(default=1000, ge=0, description="resamples of the clips for the 95% interval")
     gallery: int = Field(default=12, ge=0, description="clips a section of the report: best, median, worst, random")

@@ -4,6 +4,7 @@ for packing, for computing on the device what a store lacks, and for `localize` 
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torchaudio
@@ -154,7 +155,7 @@ def _resampling_bands(
     rate_hz: int, new_rate_hz: int, device: torch.device
 ) -> tuple[int, list[tuple[int, int, Tensor]]]:
     """Half width of the kernel, and for each band of output phases which of its taps are not zero, and them."""
-    made = _resampler(rate_hz, new_rate_hz, device)
+    made: Any = _resampler(rate_hz, new_rate_hz, device)
     bands = []
     for phases in made.kernel[:, 0].split(_PHASES):
         used = phases.abs().sum(0).nonzero()

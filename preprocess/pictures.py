@@ -85,7 +85,9 @@ def _tiny(pixels: np.ndarray) -> bytes:
 
 def decoded(jpeg: bytes) -> np.ndarray:
     """`(height, width, 3)` uint8 RGB of a picture as it is stored, by OpenCV, as the reference loader decodes it."""
-    return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+    picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+    assert picture is not None, "a JPEG of our own must decode"
+    return picture
 
 
 def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:

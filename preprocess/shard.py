@@ -114,7 +114,7 @@ def _write_records(task: ShardTask, folder: Path, report: Report) -> dict[str, A
             report("packed", clip.clip_id)
     index = msgpack.Packer().pack(columns)
     write_bytes(folder / INDEX, index)
-    quality = msgpack.packb(measures)
+    quality = msgpack.Packer().pack(measures)
     write_bytes(folder / QUALITY, quality)
     count = len(columns["clip_id"])
     read_back(folder, count)

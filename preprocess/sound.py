@@ -99,6 +99,7 @@ def _decoded_sound(path: Path, start_s: float, limit_s: float, channel: str) -> 
         stream = container.streams.best("audio")
         if stream is None:
             raise Refused("no_audio", f"{path.name} has no audio stream")
+        assert isinstance(stream, av.AudioStream)
         one_thread(path, stream)
         resampler = None
         rate = source_rate = channels = skip = wanted = 0
@@ -178,7 +179,7 @@ def _join(frames: list[av.AudioFrame]) -> av.AudioFrame:
     values = 1 if first.format.is_planar else first.layout.nb_channels
     dtype = np.dtype(_SOUND_DTYPES[first.format.name])
     planes = [
-        np.concatenate([np.frombuffer(frame.planes[number], dtype, values * frame.samples) for frame in frames])
+        np.concatenate([np.frombuffer(frame.planes[number], dtype, values * frame.samples) for frame in frames])  # type: ignore[call-overload]
         for number in range(len(first.planes))
     ]
     joined = av.AudioFrame.from_ndarray(np.stack(planes), format=first.format.name, layout=first.layout.name)

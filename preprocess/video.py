@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import av.container
@@ -53,6 +54,7 @@ def _nearest(
         stream = container.streams.best("video")
         if stream is None or av.stream.Disposition.attached_pic in stream.disposition:
             raise Refused("no_video", f"{path.name} has no video stream")
+        assert isinstance(stream, av.VideoStream)
         context = one_thread(path, stream)
         check_size(path, context.width, context.height)
         # AVI stores no display times: with B-frames, what FFmpeg makes of them runs back and forth.
@@ -167,7 +169,7 @@ def _video_frames(
 
 def _luma(frame: av.VideoFrame) -> np.ndarray:
     """`(H, W)` uint8, a view of the decoded picture."""
-    plane = frame.planes[0]
+    plane: Any = frame.planes[0]  # a buffer, which PyAV's types do not say
     rows = np.frombuffer(plane, np.uint8)[: frame.height * plane.line_size].reshape(frame.height, plane.line_size)
     return rows[:, : frame.width]
 

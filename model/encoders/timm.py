@@ -1,5 +1,6 @@
 """Any backbone of the package timm, by its name there, as image, audio or flow encoder."""
 
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ class Timm(nn.Module):
         self.config = config
         if find_spec("timm") is None:
             raise UserError(f"encoder timm ({config.model}) needs the package timm: pip install 'timm>=1.0'")
-        import timm
+        timm: Any = import_module("timm")
 
         if not timm.is_model(config.model):
             raise UserError(f"timm has no model '{config.model}'.{nearest(config.model, timm.list_models())}")

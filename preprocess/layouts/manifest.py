@@ -123,5 +123,5 @@ class Manifest(Layout):
             annotated_s=line.annotated_s,
             boxes=None if line.boxes is None else parse_boxes(line.boxes, where),
             extra=dict(line.model_extra or {}),
-            **paths,
+            **paths,  # type: ignore[arg-type]
         )
