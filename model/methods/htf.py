@@ -20,7 +20,8 @@ class HTF(LocalizationModel):
     The image encoder gets no gradient; as published, its BatchNorm nevertheless uses and collects batch statistics. The
     flow, `Batch.flow`, is x first; the authors' is displacement in px / 255, negative ones 0 (a store with the encoding
     "published").
-    In half precision the flow encoder stays in float32 (`float32_stages`): its rounding turns the attention.
+    In half precision the picture and the flow, whose products decide where the attention looks, stay in float32
+    (`float32_stages`).
     Source: Fedorishin et al., "Hear The Flow: Optical Flow-Based Self-Supervised Visual Sound Source Localization",
     WACV 2023, in the form of the authors' code, which gives every number below. Their maxpool variant of the flow is
     not built.
@@ -33,6 +34,7 @@ class HTF(LocalizationModel):
             "weights": "imagenet",
             "frozen": True,
             "frozen_statistics": False,
+            "float32_stages": 5,
         }
         audio_encoder: named("model.encoders") = {"name": "resnet", "depth": 18, "in_channels": 1}  # type: ignore[valid-type]
         flow_encoder: named("model.encoders") = {  # type: ignore[valid-type]

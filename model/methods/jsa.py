@@ -27,8 +27,8 @@ class JSA(LocalizationModel):
     argument defaults differ, the scripts. Our choices: a decoder meets another grid size than its own by interpolating
     its position table (the released one fails); both 1x1 projections start like the audio encoder's convolutions.
 
-    In half precision the first stages of the audio encoder stay in float32 (`float32_stages`): the matching loss
-    squares small differences of attentions, and most of its error came from there.
+    In half precision the audio encoder and the first stages of the image encoder stay in float32 (`float32_stages`):
+    the matching loss squares small differences of attentions, and most of its error came from there.
 
     What is added to all slots' queries alike cancels in the softmax over slots: `to_q.bias` and `norm_slots.bias` have
     no effect and no gradient but rounding. They stay, because published weights have them.
@@ -48,12 +48,17 @@ class JSA(LocalizationModel):
         )
         image_cells: tuple[int, int] = Field((7, 7), description="rows, columns of the position table: 224 px / 32")
         audio_cells: int = Field(16, ge=1, description="length of the position table: 501 frames (5 s) / 32")
-        image_encoder: named("model.encoders") = {"name": "resnet", "depth": 18, "weights": "imagenet"}  # type: ignore[valid-type]
+        image_encoder: named("model.encoders") = {  # type: ignore[valid-type]
+            "name": "resnet",
+            "depth": 18,
+            "weights": "imagenet",
+            "float32_stages": 2,
+        }
         audio_encoder: named("model.encoders") = {  # type: ignore[valid-type]
             "name": "resnet",
             "depth": 18,
             "in_channels": 1,
-            "float32_stages": 2,
+            "float32_stages": 5,
         }
         losses: named_parts("model.losses") = {  # type: ignore[valid-type]
             "mutual_neighbour_contrast": {"tau": 0.03, "neighbours": 20},
