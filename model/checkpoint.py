@@ -82,7 +82,8 @@ def write_atomically(path: Path, write: Any) -> None:
         finally:
             os.close(folder)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        reason = getattr(cause, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"cannot write {path}: {reason}; what was there before is untouched") from error
     finally:
         temporary.unlink(missing_ok=True)
