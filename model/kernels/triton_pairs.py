@@ -15,8 +15,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import knobs
 
-INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
+INTERPRETED: bool = bool(knobs.runtime.interpret)
 """Whether kernels run in Triton's interpreter, on any device, instead of being compiled for a GPU."""
 
 _CELLS, _SOUNDS, _DEPTH = 64, 64, 32

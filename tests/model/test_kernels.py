@@ -24,9 +24,6 @@ from model.similarity import (
     soft_mean,
 )
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported, which the first use does
-
 CPU = torch.device("cpu")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 POOLINGS = {"max": [], "foreground": [0.65, 0.03], "background": [0.4, -0.03]}
