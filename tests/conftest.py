@@ -1,6 +1,7 @@
 """What many tests need: clips made in code, and a store packed from them."""
 
 import json
+import os
 import wave
 from collections.abc import Callable
 from pathlib import Path
@@ -8,12 +9,17 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 
 from configs.load import load_frontend
 from preprocess.clip import PackConfig
 from preprocess.engines.local import Local
 from preprocess.layouts.manifest import Manifest
 from preprocess.writer import pack
+
+if not torch.cuda.is_available():
+    # Before anything imports Triton, whose own functions are made for the interpreter or for a GPU.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 PACKED_CLIPS = 24
 
