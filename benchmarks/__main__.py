@@ -8,7 +8,7 @@ from types import ModuleType
 from configs.errors import UserError, run_command
 from configs.resolve import names, nearest
 
-_NO_BENCHMARK = {"harness"}
+_NO_BENCHMARK = {"harness", "published_losses"}
 _TOOLS = {"make_store"}  # run by name only: they measure nothing
 
 
