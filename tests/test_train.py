@@ -233,6 +233,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_batch(run, tmp_path: Path, pac
 HELD_OUT = "train.selection={by: held_out, share: 0.35}"
 
 
+@pytest.mark.slow
 def test_the_best_epoch_on_held_out_clips_is_kept(run, tmp_path: Path, packed_store: Path):
     """With averaged weights, interrupted within an epoch: newest and best checkpoint equal those of a whole run."""
     options = (HELD_OUT, "train.ema=0.9", "optim.lr=1e-4", "evaluate.sets={test: null}")

@@ -90,6 +90,7 @@ def test_loss_and_gradients_of_n_ranks_equal_those_of_one(tmp_path: Path, ranks:
             assert error <= 1e-4 * max(float(value.norm()), 1e-3 * largest), f"{name} {key}: {error} of {value.norm()}"
 
 
+@pytest.mark.slow
 def test_negatives_may_stay_on_their_rank(tmp_path: Path):
     """The published way on several GPUs: every rank contrasts its own clips, so that the loss is another one."""
     total, _ = spawn(tmp_path, 2, apart=True)["ez_vsl"]
