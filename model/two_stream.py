@@ -104,11 +104,14 @@ class TwoStream(LocalizationModel):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """image_features (B, D, h, w) and audio_features (B, D), both of unit length over D."""
-        image = self.image_projection(self.image_dropout(self.image_encoder(batch.image)))
-        sound = self.audio_projection(self.audio_dropout(hear(self.audio_encoder, batch.spectrogram)))
+        image, sound = self.image_encoder(batch.image), hear(self.audio_encoder, batch.spectrogram)
+        # Little work, whose roundings the small temperatures of the losses magnify.
+        with torch.autocast(image.device.type, enabled=False):
+            image = self.image_projection(self.image_dropout(widen(image)))
+            sound = self.audio_projection(self.audio_dropout(widen(sound)))
         return {
-            "image_features": functional.normalize(widen(image), dim=1),
-            "audio_features": functional.normalize(widen(sound), dim=1),
+            "image_features": functional.normalize(image, dim=1),
+            "audio_features": functional.normalize(sound, dim=1),
         }
 
     def localize(self, batch: Batch) -> Localization:
