@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from configs.load import load_frontend
-from preprocess.clip import PackConfig
 from preprocess.engines.local import Local
 from preprocess.layouts.manifest import Manifest
+from preprocess.options import PackConfig
 from preprocess.writer import pack
 
 if not torch.cuda.is_available():
