@@ -4,6 +4,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.base import Loss, LossConfig
+from model.similarity import widen
 
 
 class AttentionMatching(Loss):
@@ -20,6 +21,6 @@ class AttentionMatching(Loss):
     needs = ("audio_query_on_image", "image_query_on_image", "image_query_on_audio", "audio_query_on_audio")
 
     def forward(self, **outputs: Tensor) -> Tensor:
-        target = {name: value[:, 0].float() for name, value in outputs.items()}
+        target = {name: widen(value[:, 0]) for name, value in outputs.items()}
         image = functional.mse_loss(target["audio_query_on_image"], target["image_query_on_image"].detach())
         return image + functional.mse_loss(target["image_query_on_audio"], target["audio_query_on_audio"].detach())

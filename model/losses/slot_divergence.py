@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from model.base import Loss, LossConfig
+from model.similarity import widen
 
 
 class SlotDivergence(Loss):
@@ -20,7 +21,7 @@ class SlotDivergence(Loss):
 
     def forward(self, *, image_slots: Tensor, audio_slots: Tensor) -> Tensor:  # type: ignore[override]
         with torch.autocast(image_slots.device.type, enabled=False):
-            return divergence(image_slots.float()) + divergence(audio_slots.float())
+            return divergence(widen(image_slots)) + divergence(widen(audio_slots))
 
 
 def divergence(slots: Tensor) -> Tensor:

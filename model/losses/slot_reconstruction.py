@@ -4,6 +4,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.base import Loss, LossConfig
+from model.similarity import widen
 
 
 class SlotReconstruction(Loss):
@@ -19,6 +20,6 @@ class SlotReconstruction(Loss):
     needs = ("image_tokens", "image_reconstruction", "audio_tokens", "audio_reconstruction")
 
     def forward(self, **outputs: Tensor) -> Tensor:
-        values = {name: value.float() for name, value in outputs.items()}
+        values = {name: widen(value) for name, value in outputs.items()}
         image = functional.mse_loss(values["image_reconstruction"], values["image_tokens"].detach())
         return image + functional.mse_loss(values["audio_reconstruction"], values["audio_tokens"].detach())

@@ -11,6 +11,7 @@ from torch.nn import functional
 from configs.resolve import resolve
 from configs.schema import named, named_parts
 from model.base import Localization, LocalizationModel, MethodConfig
+from model.similarity import widen
 from pipeline.batch import Batch
 
 _EPS = 1e-8  # added to each attention before it is divided by its sum over the tokens
@@ -131,7 +132,7 @@ class JSA(LocalizationModel):
         # From here to the attentions in full precision: it is a small part of the work, and the matching loss squares
         # differences between attentions, so that it feels every rounding.
         with torch.autocast(image.device.type, enabled=False):
-            image, sound = self.image_projection(image.float()), self.audio_projection(sound.float())
+            image, sound = self.image_projection(widen(image)), self.audio_projection(widen(sound))
         return image, sound.max(dim=2, keepdim=True).values
 
     def decode(

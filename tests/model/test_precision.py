@@ -56,17 +56,15 @@ def correlation(one: Tensor, other: Tensor) -> float:
 @pytest.mark.parametrize("name", names("model.methods"))
 @torch.no_grad()
 def test_half_precision_agrees(name: str):
+    exact, rounded = build(name), build(name).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    weights = torch.ones(len(exact.losses))
+    expected_map = exact.eval().model.localize(clips(name)).map
+    with torch.autocast("cpu", torch.bfloat16):
+        found_map = rounded.eval().model.localize(clips(name)).map
+    assert correlation(found_map, expected_map) > 0.999
     for training in (False, True):
-        exact, rounded = build(name).train(training), build(name).train(training)
-        rounded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        weights = torch.ones(len(exact.losses))
-        expected = exact(clips(name), weights).terms
+        expected = exact.train(training)(clips(name), weights).terms
         with torch.autocast("cpu", torch.bfloat16):
-            found = rounded(clips(name), weights).terms
+            found = rounded.train(training)(clips(name), weights).terms
         for key, value in found.items():
             assert float(value) == pytest.approx(float(expected[key]), rel=0.02), f"{key}, training {training}"
-    exact, rounded = build(name).model.eval(), build(name).model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    expected_map = exact.localize(clips(name)).map
-    with torch.autocast("cpu", torch.bfloat16):
-        found_map = rounded.localize(clips(name)).map
-    assert correlation(found_map, expected_map) > 0.999
