@@ -38,6 +38,18 @@ def children(pid: int) -> list[int]:
         return []
 
 
+def packing_processes(pid: int) -> list[int]:
+    """The processes that pack for a process, directly or through others; not what else it has started."""
+    found = []
+    for child in children(pid):
+        try:
+            packs = b"preprocess.process" in Path(f"/proc/{child}/cmdline").read_bytes()
+        except OSError:
+            continue
+        found += [child] if packs else packing_processes(child)
+    return found
+
+
 def content(store: Path) -> dict[str, bytes]:
     """Every file of a folder."""
     return {path.relative_to(store).as_posix(): path.read_bytes() for path in store.rglob("*") if path.is_file()}

@@ -1,6 +1,5 @@
 """The engines with real processes that are really killed, on this machine and on a Ray cluster of two nodes."""
 
-import itertools
 import json
 import multiprocessing
 import os
@@ -25,7 +24,7 @@ from preprocess.process import Desk, PackingProcess, Seat
 from preprocess.task import KILLED, PLAN, ShardTask
 from preprocess.verify import verify
 from preprocess.writer import Packed, pack
-from tests.preprocess.kills import children, content, finished, make_source
+from tests.preprocess.kills import content, finished, make_source, packing_processes
 
 CONFIG = PackConfig(frontends=(load_frontend("logmel64"),))
 ROOT = Path(__file__).parents[2]
@@ -81,16 +80,16 @@ class Trial:
 @pytest.mark.slow
 def test_more_processes_than_tasks_in_a_row_all_leave_in_peace():
     seen = []
-    local(10).run([Trial(str(number)) for number in range(12)], lambda *said: seen.append(said), pytest.fail)
-    assert sorted(what for kind, what in seen if kind == "shard") == sorted(str(number) for number in range(12))
-    assert not children(os.getpid())
+    local(5).run([Trial(str(number)) for number in range(7)], lambda *said: seen.append(said), pytest.fail)
+    assert sorted(what for kind, what in seen if kind == "shard") == sorted(str(number) for number in range(7))
+    assert not packing_processes(os.getpid())
 
 
 @pytest.mark.slow
 def test_an_exception_in_a_process_ends_the_packing_with_its_traceback():
     with pytest.raises(RuntimeError, match=r"on clip a-clip(.|\n)*in write(.|\n)*KeyError: 'an exception that nobody"):
         local(1).run([Trial("a", "raise"), Trial("b")], lambda *said: None, pytest.fail)
-    assert not children(os.getpid())
+    assert not packing_processes(os.getpid())
 
 
 @pytest.mark.slow
@@ -194,11 +193,6 @@ def cluster(monkeypatch: pytest.MonkeyPatch):
     made.shutdown()
 
 
-def all_children(pid: int) -> list[int]:
-    found = children(pid)
-    return [*found, *itertools.chain.from_iterable(all_children(child) for child in found)]
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("victim", ["nothing", "packing process", "node"])
@@ -215,8 +209,7 @@ def test_a_ray_cluster_makes_the_same_store(
         if victim == "node":
             cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
         else:
-            packing = [pid for pid in all_children(os.getpid()) if b"preprocess.process" in cmdline(pid)]
-            os.kill(packing[0], signal.SIGKILL)
+            os.kill(packing_processes(os.getpid())[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     if victim != "nothing":
@@ -226,13 +219,6 @@ def test_a_ray_cluster_makes_the_same_store(
         killer.join()
         assert kept and all(finished(store)[name] == file for name, file in kept.items())
     assert content(store) == whole and verify(store) == []
-
-
-def cmdline(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
 
 
 def test_no_such_cluster():

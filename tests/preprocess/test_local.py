@@ -18,7 +18,7 @@ from preprocess.options import PackConfig
 from preprocess.verify import verify
 from preprocess.writer import Packed, pack
 from tests.conftest import numbered_picture, tone, write_wav
-from tests.preprocess.kills import children
+from tests.preprocess.kills import packing_processes
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,7 +52,7 @@ def test_a_killed_process_takes_nothing_with_it(source: Path, tmp_path: Path, de
 
     def kill(kind: str, what: str) -> None:
         if (kind, what) == ("clip", "slow") and len(killed) < deaths:
-            (process,) = children(os.getpid())
+            (process,) = packing_processes(os.getpid())
             os.kill(process, signal.SIGKILL)
             killed.append(process)
 
@@ -61,7 +61,7 @@ def test_a_killed_process_takes_nothing_with_it(source: Path, tmp_path: Path, de
     wanted = [] if deaths == 1 else [["slow", "train", "a.png", "worker_crash", "the process ended by SIGKILL"]]
     assert packed.refused == wanted and packed.packed == 6 - len(wanted)
     assert verify(tmp_path / "store") == []
-    assert not children(os.getpid())
+    assert not packing_processes(os.getpid())
 
 
 @pytest.mark.slow
@@ -74,7 +74,7 @@ def test_what_goes_wrong_in_a_process_is_said_in_the_parent(source: Path, tmp_pa
 
     with pytest.raises(UserError, match=r"cannot write .*shard-00000.tmp"):
         run(source, store, block)
-    assert not children(os.getpid()) and not list(store.glob("*.tmp-*"))
+    assert not packing_processes(os.getpid()) and not list(store.glob("*.tmp-*"))
 
 
 @pytest.mark.slow
