@@ -28,6 +28,7 @@ from model.curves import draw_curves
 from model.distributed import Ranks, keep_negatives_apart, with_synced_batchnorm
 from model.ema import WeightAverage
 from model.honesty import TRAIN_IDS, pack_ids
+from model.objective import as_configured
 from model.optim import build_optimizer, learning_rate, set_learning_rate
 from model.plan import print_plan
 from model.profiling import StepProfile
@@ -105,8 +106,7 @@ class Training:
         if config.train.channels_last:
             self.objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(config.optim, self.model.param_groups())
-        objective: Any = torch.compile(self.objective, fullgraph=True) if config.train.compile else self.objective
-        self.forward = self.ranks.wrap(objective)
+        self.forward = self.ranks.wrap(as_configured(self.objective, config, device, self.ranks.size))
         self.step, self.history = 0, []
         self.loss = RunningLoss(self.data.batch_at, self.ranks.mean, self.ranks.rank)
         self.selection = Selection(config)

@@ -226,6 +226,9 @@ class TrainConfig(Config):
     sync_batchnorm: bool = Field(default=False, description="BatchNorm over the clips of all GPUs")
     channels_last: bool = True
     compile: bool = False
+    cuda_graphs: bool = Field(
+        default=False, description="replay the compiled objective as CUDA graphs: for small batches, on one GPU"
+    )
     fused_pairs: Literal["auto", "never", "always"] = Field(
         default="auto", description="losses over all pairs without the map of all pairs; auto: where it would be large"
     )

@@ -20,10 +20,11 @@ BEST = "best.pt"
 FREE_ON_RESUME = (
     *("out", "evaluate", "data.loader", "data.store", "train.device", "train.max_steps", "train.cpu_threads"),
     *("train.log_every_steps", "train.keep_checkpoints", "train.checkpoint_every_steps", "data.batch_size"),
-    *("train.boards", "data.warm_up"),
+    *("train.boards", "data.warm_up", "train.compile", "train.cuda_graphs", "train.fused_pairs"),
 )
-"""What may differ when a run goes on. Another loader, store, device, or number of threads or processes feeds the same
-clips with the same draws and moves the weights by rounding only; another training list or step size is refused."""
+"""What may differ when a run goes on. Another loader, store, device, compiler, or number of threads or processes feeds
+the same clips with the same draws and moves the weights by rounding only; another training list or step size is
+refused."""
 _NAME = re.compile(r"step-(\d{8})\.pt")
 
 

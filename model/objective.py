@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.errors import UserError
+from configs.schema import RunConfig
 from model.base import LocalizationModel, Loss, Progress
 from pipeline.batch import Batch
 
@@ -52,3 +53,25 @@ class Objective(nn.Module):
         terms = {name: loss(**{need: outputs[need] for need in loss.needs}) for name, loss in self.losses.items()}  # type: ignore[union-attr]
         total = (torch.stack(list(terms.values())) * weights).sum()
         return Losses(total=total, terms={name: term.detach() for name, term in terms.items()})
+
+
+def as_configured(objective: Objective, config: RunConfig, device: torch.device, ranks: int) -> Any:
+    """The objective to call in training: as it is, compiled as one graph, or that replayed as CUDA graphs.
+
+    With CUDA graphs the next call overwrites what a call returned, and the gradients that its backward pass made.
+    Raises: UserError where CUDA graphs cannot be had, or would add up wrong gradients.
+    """
+    train = config.train
+    if not train.cuda_graphs:
+        return torch.compile(objective, fullgraph=True) if train.compile else objective
+    reasons = {
+        f"needs a CUDA GPU, and this run is on {device.type}": device.type != "cuda",
+        "needs train.compile=true": not train.compile,
+        f"is for one GPU, and this run has {ranks} processes": ranks > 1,
+        # They stay where the next batch's graph writes its own (PyTorch issue 169545).
+        "needs optim.accumulate=1, as it cannot add up the gradients of several batches": config.optim.accumulate > 1,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise UserError(f"train.cuda_graphs=true {reason}; set it to false, or change that")
+    return torch.compile(objective, fullgraph=True, mode="reduce-overhead")

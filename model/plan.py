@@ -3,7 +3,6 @@
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -14,7 +13,7 @@ from configs.errors import UserError
 from configs.schema import RunConfig
 from model.base import Progress
 from model.build import build_objective, without_initial_weights
-from model.objective import Objective
+from model.objective import Objective, as_configured
 from model.optim import build_optimizer
 from pipeline.batch import Batch
 
@@ -65,7 +64,7 @@ def time_steps(
 ) -> list[float]:
     """Seconds of up to ten training steps on one batch after two others, or as many as half a minute allows."""
     optimizer = build_optimizer(config.optim, objective.model.param_groups())
-    run: Any = torch.compile(objective, fullgraph=True) if config.train.compile else objective
+    run = as_configured(objective, config, device, ranks=1)
     progress = Progress(step=0, epoch=0.0, total_steps=1)
     seconds: list[float] = []
     began = time.perf_counter()

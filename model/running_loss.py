@@ -28,7 +28,8 @@ class RunningLoss:
 
     def add(self, place: Any, clip_ids: list[str], total: Tensor) -> None:
         """Take the loss of the batch of a place, a scalar still on the device."""
-        self._unchecked.append((place, clip_ids, total.detach()))
+        # A copy: CUDA graphs write the next batch's loss to the same place.
+        self._unchecked.append((place, clip_ids, total.detach().clone()))
 
     def check(self, step: int, folder: Path) -> float:
         """The mean of what was added since the last check; NaN if nothing was.
