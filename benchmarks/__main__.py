@@ -1,44 +1,105 @@
-"""Measure this machine on your store: `python -m benchmarks list | NAME | all [--store STORE] [--out DIR]`."""
+"""Measure this machine on your store: `python -m benchmarks list | NAME | all | gpu [--store STORE] [--out DIR]`.
+
+all: every benchmark; with --quick those with small settings, in under ten minutes. gpu: those that show a GPU, in under
+nine. A benchmark is a file here that opens with "Question:", a command one that opens with "No question:".
+"""
 
 import argparse
 import importlib
 from pathlib import Path
 from types import ModuleType
 
+from rich.console import Console
+
+from benchmarks.suite import Part, missing, run_suite
 from configs.errors import UserError, run_command
 from configs.resolve import names, nearest
 
-_NO_BENCHMARK = {"harness", "published_losses"}
-_TOOLS = {"make_store"}  # run by name only: they measure nothing
+_SUITES = ("all", "gpu")
+_QUICK_S, _GPU_S = 540.0, 500.0
+_DEMO = Path("stores/demo")
 
 
 def main(argv: list[str]) -> int:
-    known = [name for name in names("benchmarks") if name not in _NO_BENCHMARK]
-    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__, add_help=False)
-    parser.add_argument("name", help="list, all, or one of: " + ", ".join(known))
-    parser.add_argument("--store", type=Path, default=Path("stores/demo"), help="default: the store of `make demo`")
-    parser.add_argument("--rounds", type=int, default=5, help="at least 3")
-    parser.add_argument("--out", type=Path, help="folder for rows as CSV")
+    questions = {name: _first_line(name) for name in names("benchmarks")}
+    known = [name for name, line in questions.items() if line.startswith(("Question:", "No question:"))]
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks",
+        description=__doc__,
+        add_help=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", help="list, all, gpu, or one of: " + ", ".join(known))
+    parser.add_argument("--store", type=Path, help="default: stores/demo; for `all` and `gpu` without it one is made")
+    parser.add_argument("--rounds", type=int, default=5, help="at least 3; default 5")
+    parser.add_argument("--quick", action="store_true", help="with `all`: small settings")
+    parser.add_argument("--out", type=Path, help="folder for rows as CSV and JSON lines")
     named = [argument for argument in argv if argument in known]
     own = _options(named[0], parser) if named else []
     parser.add_argument("-h", "--help", action="help")
     arguments = parser.parse_args(argv)
-    if arguments.name not in (*known, "list", "all"):
+    if arguments.name not in (*known, "list", *_SUITES):
         hint = nearest(arguments.name, known)
         raise UserError(f"no benchmark '{arguments.name}'; there are: {', '.join(known)}.{hint}")
-    every = [name for name in known if arguments.name == "list" or name not in _TOOLS]
-    for name in every if arguments.name in ("list", "all") else [arguments.name]:
-        module = _module(name)
-        if arguments.name == "list":
-            print(f"{name}\n    {(module.__doc__ or '').strip().splitlines()[0]}")
-        else:
-            options = {key: getattr(arguments, key) for key in own}
-            module.run(arguments.store, arguments.rounds, arguments.out, **options)
+    if arguments.quick and arguments.name != "all":
+        raise UserError(f"--quick goes with `all`, not with {arguments.name}")
+    if arguments.name == "list":
+        for name in known:
+            print(f"{name}\n    {questions[name]}")
+    elif arguments.name in _SUITES:
+        store = arguments.store or (_DEMO if _DEMO.exists() else None)
+        kind = "quick" if arguments.quick else arguments.name
+        budget_s = {"quick": _QUICK_S, "gpu": _GPU_S}.get(kind)
+        if kind == "gpu":
+            _check_gpu()
+        parts = _parts([name for name in known if questions[name].startswith("Question:")], kind)
+        run_suite(kind, parts, store, arguments.rounds, arguments.out, budget_s)
+    else:
+        options = {key: getattr(arguments, key) for key in own}
+        _module(arguments.name).run(arguments.store or _DEMO, arguments.rounds, arguments.out, **options)
     return 0
 
 
+def _parts(known: list[str], kind: str) -> list[Part]:
+    """The benchmarks that take part in a suite; prints those that do not, and why."""
+    parts: list[Part] = []
+    console = Console(soft_wrap=True)
+    for name in known:
+        try:
+            module = _module(name)
+        except UserError as error:
+            console.print(f"left out: {error}")
+            continue
+        lacking = missing(getattr(module, "NEEDS", ()))
+        options = {} if kind == "all" else getattr(module, kind.upper(), None)
+        if options is None:
+            console.print(f"left out: {name} has no {kind} form")
+        elif lacking:
+            console.print(f"left out: {name} needs {', '.join(lacking)}, not installed")
+        else:
+            parts.append(Part(name=name, options=options))
+    return parts
+
+
+def _check_gpu() -> None:
+    import torch  # here: `list` and --help need none
+
+    if not torch.cuda.is_available():
+        raise UserError("`gpu` measures a CUDA GPU, and this machine has none; `all --quick` measures the rest")
+
+
 def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"benchmarks.{name}")
+    try:
+        return importlib.import_module(f"benchmarks.{name}")
+    except ModuleNotFoundError as error:
+        if (Path(__file__).parents[1] / (error.name or "").partition(".")[0]).exists():
+            raise  # a module of ours
+        raise UserError(f"{name} needs {error.name}, which is not installed") from error
+
+
+def _first_line(name: str) -> str:
+    source = (Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+    return source.removeprefix('"""').partition("\n")[0].removesuffix('"""')
 
 
 def _options(name: str, parser: argparse.ArgumentParser) -> list[str]:

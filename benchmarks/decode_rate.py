@@ -67,5 +67,5 @@ def run(
             figures += measure("decode_rate", {name: windows(loader, size, _BATCHES * size)}, rounds)
     facts = {"clips": clips, "size_px": 224, "frontend": frontend["name"], "device": device}
     report(figures, None, out, facts)
-    best = max(figures, key=lambda figure: figure.clips_per_s)
-    Console().print(f"fastest: {best.variant}, {best.clips_per_s:.0f} clips/s", soft_wrap=True)
+    best = max(figures, key=lambda figure: figure.value)
+    Console().print(f"fastest: {best.variant}, {best.value:.0f} clips/s", soft_wrap=True)

@@ -116,10 +116,10 @@ def _measure(
     flop = 3 * 2 * b * b * p * dim
     facts = {"pooling": pooling, "batch": b, "cells": p, "dim": dim, "GFLOP": round(flop / 1e9, 1)}
     report(figures, "products" if "products" in variants else None, out, facts | {"device": device.type})
-    ceiling = next((figure.clips_per_s for figure in figures if figure.variant == "products"), None)
+    ceiling = next((figure.value for figure in figures if figure.variant == "products"), None)
     for figure in figures:
-        ms, rate = 1000 * b / figure.clips_per_s, flop * figure.clips_per_s / b / 1e12
-        share = f", {figure.clips_per_s / ceiling:.0%} of the products' rate" if ceiling else ""
+        ms, rate = 1000 * b / figure.value, flop * figure.value / b / 1e12
+        share = f", {figure.value / ceiling:.0%} of the products' rate" if ceiling else ""
         Console().print(f"{figure.variant}: {ms:.2f} ms, {rate:.2f} TFLOP/s{share}", highlight=False)
 
 

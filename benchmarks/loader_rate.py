@@ -104,7 +104,7 @@ def run(
             }
             report(figures, "bare decode" if jpegs else None, out, facts)
             given_ms = step_ms or (1000 * batch_size / clips_per_s if clips_per_s else None)
-            rates = {figure.variant: figure.clips_per_s for figure in figures}
+            rates = {figure.variant: figure.value for figure in figures}
             _report_waits(loaders, rates, batch_size, given_ms)
 
 

@@ -204,7 +204,7 @@ def _stages(layout: Layout, frontend: FrontendConfig, rounds: int, out: Path | N
 
 
 def _rest(figures: list[Figure]) -> float:
-    cost = {figure.variant: figure.cpu_ms_per_clip for figure in figures}
+    cost = {figure.variant: figure.cpu_ms for figure in figures}
     whole = next(value for name, value in cost.items() if name.startswith("whole"))
     return whole - sum(value for name, value in cost.items() if not name.startswith(("whole", "bare", "log-")))
 

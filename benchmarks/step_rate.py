@@ -103,10 +103,10 @@ def _measure(method: str, size: int, clips: int, device: torch.device, precision
         variants["published"] = stepped(lambda batch: published(batch, weights).total)
     memory = {name: _memory(ours, step, device) for name, step in variants.items()}
     figures = measure("step_rate", variants, rounds, memory)
-    whole = figures[0].cpu_ms_per_clip if device.type == "cpu" else 1000 / figures[0].clips_per_s
+    whole = figures[0].cpu_ms if device.type == "cpu" else 1000 / figures[0].value
     named = []
     for figure in figures:
-        own = figure.cpu_ms_per_clip if device.type == "cpu" else 1000 / figure.clips_per_s
+        own = figure.cpu_ms if device.type == "cpu" else 1000 / figure.value
         note = f"{own / whole:.1%} of the step, {figure.note}"
         named.append(replace(figure, variant=f"{method}: {figure.variant}", note=note))
     return named
