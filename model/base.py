@@ -40,12 +40,17 @@ class MethodConfig(ComponentConfig):
 
     losses: named_parts("model.losses")  # type: ignore[valid-type]
 
+    @property
+    def inputs(self) -> InputSpec:
+        """What the method asks of the pipeline."""
+        return InputSpec()
+
 
 class LocalizationModel(nn.Module, ABC):
     """A method: `forward` for training, `localize` for inference, no mode flag that changes what comes back."""
 
     Config: ClassVar[type[MethodConfig]]
-    inputs: InputSpec = InputSpec()
+    inputs: InputSpec
     outputs: frozenset[str]
     """Names that `forward` returns; what the losses need is checked against them at start."""
     published_names: ClassVar[dict[str, str]] = {}
@@ -58,6 +63,7 @@ class LocalizationModel(nn.Module, ABC):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
+        self.inputs = config.inputs
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -47,7 +47,10 @@ class HTF(LocalizationModel):
         key_dim: int = Field(64, ge=1, description="size of queries and keys; authors' code: 64")
         losses: named_parts("model.losses") = {"trimap": {}}  # type: ignore[valid-type]
 
-    inputs = InputSpec(fields=frozenset({"image", "spectrogram", "flow"}))
+        @property
+        def inputs(self) -> InputSpec:
+            return InputSpec(fields=frozenset({"image", "spectrogram", "flow"}))
+
     outputs = frozenset({"image_features", "audio_features"})
     published_names: ClassVar[dict[str, str]] = {
         "imgnet.": "image_encoder.net.",

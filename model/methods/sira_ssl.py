@@ -80,6 +80,10 @@ class SIRASSL(LocalizationModel):
             "region_alignment": {"weight": 10.0},
         }
 
+        @property
+        def inputs(self) -> InputSpec:
+            return InputSpec(fields=frozenset({"image", "spectrogram"} | ({"flow"} if self.flow else set())))
+
     outputs = frozenset(
         {"image_features", "gated_features", "recursive_features", "audio_features", "second_look", "audio_grid"}
     )
@@ -105,7 +109,6 @@ class SIRASSL(LocalizationModel):
         start_norms(self.audio_encoder, config.audio_encoder)
         channels = key_channels = self.image_encoder.channels
         if config.flow:
-            self.inputs = InputSpec(fields=frozenset({"image", "spectrogram", "flow"}))
             self.flow_encoder = build_flow_encoder(config.flow_encoder)
             key_channels = self.flow_encoder.channels
         self.visual_attention = CrossAttention(channels, key_channels, config.key_dim)

@@ -60,6 +60,11 @@ class SSLAlign(LocalizationModel):
                 raise ValueError(f"view_weights {self.view_weights} must not be negative")
             return self
 
+        @property
+        def inputs(self) -> InputSpec:
+            own = 1 + self.augmented
+            return InputSpec(image_views=own, audio_views=own, neighbours=self.neighbours)
+
     outputs = frozenset(
         {
             *("image_features", "audio_features", "image_views", "audio_views"),
@@ -72,8 +77,6 @@ class SSLAlign(LocalizationModel):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        own_views = 1 + config.augmented
-        self.inputs = InputSpec(image_views=own_views, audio_views=own_views, neighbours=config.neighbours)
         self.image_encoder, self.audio_encoder = build_equal_encoders(config)
         start_norms(self.image_encoder, config.image_encoder)
         start_norms(self.audio_encoder, config.audio_encoder)
