@@ -227,7 +227,7 @@ class SlotAttention(nn.Module):
             tokens = torch.where(hidden, self.mask_token, tokens)
         tokens = self.norm_input(tokens)
         keys, values = self.to_k(tokens), self.to_v(tokens)
-        slots = initial.expand(len(tokens), -1, -1)
+        slots = initial.expand(tokens.shape[0], -1, -1)
         queries = slots
         for _ in range(iterations):
             queries = self.to_q(self.norm_slots(slots))
