@@ -71,9 +71,9 @@ def run(
 def _measure(method: str, size: int, clips: int, device: torch.device, precision: str, rounds: int) -> list[Figure]:
     config = load_config([f"{method}_vggsound144k", f"data.image.size_px={size}"])
     torch.manual_seed(0)
-    ours = build_objective(without_initial_weights(_with_few_neighbours(config.model, clips)))
+    ours = build_objective(without_initial_weights(with_few_neighbours(config.model, clips)))
     ours.train().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    published = Objective(ours.model, {name: _published(loss) for name, loss in ours.losses.items()})
+    published = Objective(ours.model, {name: published_loss(loss) for name, loss in ours.losses.items()})
     given = synthetic_batch(config.data, ours.model.inputs, clips, device)
     weights = torch.ones(len(ours.losses), device=device)
 
@@ -112,7 +112,7 @@ def _measure(method: str, size: int, clips: int, device: torch.device, precision
     return named
 
 
-def _with_few_neighbours(config: Any, clips: int) -> Any:
+def with_few_neighbours(config: Any, clips: int) -> Any:
     """The config, fit for batches smaller than the published ones: JSA's neighbours must leave a negative."""
     losses = {
         name: loss.model_copy(update={"neighbours": min(loss.neighbours, max(1, clips - 1))})
@@ -134,7 +134,7 @@ class _Published(Loss):
         return self.form(self.config, **outputs)
 
 
-def _published(loss: Any) -> Loss:
+def published_loss(loss: Any) -> Loss:
     form = PUBLISHED.get(loss.config.name)
     return _Published(loss, form) if form else loss
 
