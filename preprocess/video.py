@@ -50,15 +50,8 @@ def _nearest(
 ) -> list[Picture] | None:
     """The pictures, or None if one of those left out may be nearer, so that all must be decoded from the start."""
     with opened_file(path) as container:
-        # An attached cover is no video; best() knows that, but takes it where there is nothing else.
-        stream = container.streams.best("video")
-        if stream is None or av.stream.Disposition.attached_pic in stream.disposition:
-            raise Refused("no_video", f"{path.name} has no video stream")
-        assert isinstance(stream, av.VideoStream)
-        context = one_thread(path, stream)
-        check_size(path, context.width, context.height)
-        # AVI stores no display times: with B-frames, what FFmpeg makes of them runs back and forth.
-        counted = container.format.name == "avi"
+        stream = _stream(path, container)
+        counted = _counted(container)
         zero = 0.0 if counted else zero_s(container)
         pending = list(times_s)
         pictures: list[Picture] = []
@@ -130,6 +123,38 @@ def _nearest(
         if still is not None and before is not None:
             move(before, backwards=True)  # the last picture of the video: the motion that led to it
         return [replace(picture, motion=motion.share) for picture in pictures]
+
+
+def each_picture(path: Path) -> Iterator[tuple[float, np.ndarray]]:
+    """Every picture of a video in order, upright `(H, W, 3)` uint8 BGR, each behind its time in seconds of the file.
+
+    Raises: Refused (missing_file, unreadable, no_video, decode_error, too_large).
+    """
+    with opened_file(path) as container:
+        stream = _stream(path, container)
+        counted = _counted(container)
+        zero = 0.0 if counted else zero_s(container)
+        for count, frame in enumerate(_video_frames(container, stream, None)):
+            yield _time_s(frame, count, stream, counted) - zero, _upright(path, frame)
+
+
+def _stream(path: Path, container: av.container.InputContainer) -> av.VideoStream:
+    """The video of a file, ready to be decoded. Raises: Refused (no_video, unreadable, too_large)."""
+    # An attached cover is no video; best() knows that, but takes it where there is nothing else.
+    stream = container.streams.best("video")
+    if stream is None or av.stream.Disposition.attached_pic in stream.disposition:
+        raise Refused("no_video", f"{path.name} has no video stream")
+    assert isinstance(stream, av.VideoStream)
+    context = one_thread(path, stream)
+    check_size(path, context.width, context.height)
+    return stream
+
+
+def _counted(container: av.container.InputContainer) -> bool:
+    """Whether a picture's time is its number: AVI stores no display times, and with B-frames, what FFmpeg makes of them
+    runs back and forth.
+    """
+    return container.format.name == "avi"
 
 
 def _seek(container: av.container.InputContainer, stream: av.VideoStream, zero: float, first_s: float) -> bool:
