@@ -127,16 +127,8 @@ class Picture:
 
     def overlay(self, layer: Layer) -> np.ndarray:
         """The picture under a map, the foreground's edge and the map's maximum: BGR, longer side `PICTURE_PX`."""
-        shown = self.plain()
+        shown = cover(self.plain(), layer.heat, layer.foreground)
         size = (shown.shape[1], shown.shape[0])
-        heat = cv2.resize(layer.heat, size, interpolation=cv2.INTER_LINEAR)
-        colour = cv2.applyColorMap(heat, cv2.COLORMAP_INFERNO)
-        # Weak values hardly cover the picture: what lies under them stays to be seen.
-        share = (0.7 * np.square(heat.astype(np.float32) / 255))[:, :, None]
-        shown = (shown * (1 - share) + colour * share).astype(np.uint8)
-        foreground = cv2.resize(layer.foreground.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
-        edge, _ = cv2.findContours(foreground, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(shown, edge, -1, _WHITE, 1, cv2.LINE_AA)
         x, y = round(layer.best[0] * size[0]), round(layer.best[1] * size[1])
         for colour_of, thickness in ((_BLACK, 5), (_WHITE, 2)):
             cv2.drawMarker(shown, (x, y), colour_of, cv2.MARKER_CROSS, 15, thickness, cv2.LINE_AA)
@@ -157,6 +149,22 @@ class Picture:
                 edge, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
                 cv2.drawContours(shown, edge, -1, colour, thickness, cv2.LINE_AA)
         return shown
+
+
+def cover(shown: np.ndarray, heat: np.ndarray, foreground: np.ndarray, strength: float = 0.7) -> np.ndarray:
+    """A BGR picture under a map and the foreground's edge, both brought to its size.
+
+    Args: heat (h, w) uint8. foreground (h, w) bool. strength: share of the colour where the map is strongest, 0 to 1.
+    """
+    size = (shown.shape[1], shown.shape[0])
+    heat = cv2.resize(heat, size, interpolation=cv2.INTER_LINEAR)
+    colour = cv2.applyColorMap(heat, cv2.COLORMAP_INFERNO)
+    # Weak values hardly cover the picture: what lies under them stays to be seen.
+    share = (strength * np.square(heat.astype(np.float32) / 255))[:, :, None]
+    covered = (shown * (1 - share) + colour * share).astype(np.uint8)
+    foreground = cv2.resize(foreground.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    edge, _ = cv2.findContours(foreground, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(covered, edge, -1, _WHITE, 1, cv2.LINE_AA)
 
 
 Gallery = dict[str, list[Picture]]
