@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.ceilings import bare_decode
 from benchmarks.harness import measure, report
 from configs.errors import UserError
 from configs.load import check
@@ -129,13 +129,6 @@ def training(store: Path, frontend: dict[str, Any], **changes: Any) -> DataConfi
         "augment": {"random_resized_crop": {}, "flip": {}},
     }
     return check(DataConfig, given | changes, "benchmark")
-
-
-def bare_decode(jpegs: list[np.ndarray], count: int) -> int:
-    """Decode so many JPEGs, around and around; returns how many."""
-    for index in range(count):
-        cv2.imdecode(jpegs[index % len(jpegs)], cv2.IMREAD_COLOR)
-    return count
 
 
 def windows(loader: Loader, batch_size: int, clips: int = _WINDOW_CLIPS) -> Callable[[], int]:
