@@ -18,11 +18,12 @@ from model.base import Localization
 from model.protocol import Protocol
 from model.rows import Rows, measured
 from pipeline.batch import Truth
+from pipeline.outline import outline
 
 PICTURE_PX = 320
 """Longer side of the pictures in a report."""
 
-_GREEN, _WHITE, _BLACK = (94, 222, 74), (255, 255, 255), (0, 0, 0)  # BGR, as OpenCV draws
+_WHITE, _BLACK = (255, 255, 255), (0, 0, 0)  # BGR, as OpenCV draws
 
 
 class KeptMaps:
@@ -123,7 +124,7 @@ class Picture:
         scale = PICTURE_PX / max(height, width)
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         shown = cv2.resize(self.image[:, :, ::-1], size, interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA)
-        return self._outline(np.ascontiguousarray(shown))
+        return outline(np.ascontiguousarray(shown), self.truth)
 
     def overlay(self, layer: Layer) -> np.ndarray:
         """The picture under a map, the foreground's edge and the map's maximum: BGR, longer side `PICTURE_PX`."""
@@ -132,23 +133,7 @@ class Picture:
         x, y = round(layer.best[0] * size[0]), round(layer.best[1] * size[1])
         for colour_of, thickness in ((_BLACK, 5), (_WHITE, 2)):
             cv2.drawMarker(shown, (x, y), colour_of, cv2.MARKER_CROSS, 15, thickness, cv2.LINE_AA)
-        return self._outline(shown)
-
-    def _outline(self, shown: np.ndarray) -> np.ndarray:
-        if self.truth is None:
-            return shown
-        height, width = shown.shape[:2]
-        for thickness, colour in ((4, _BLACK), (2, _GREEN)):
-            if self.truth.boxes is not None:
-                corners = np.clip(self.truth.boxes[:, :4], 0, 1) * (width, height, width, height)
-                for x0, y0, x1, y1 in corners.round().astype(int).tolist():
-                    cv2.rectangle(shown, (x0, y0), (x1 - 1, y1 - 1), colour, thickness)
-            elif self.truth.mask is not None:
-                mask = (self.truth.mask > 127).astype(np.uint8)
-                mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
-                edge, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-                cv2.drawContours(shown, edge, -1, colour, thickness, cv2.LINE_AA)
-        return shown
+        return outline(shown, self.truth)
 
 
 def cover(shown: np.ndarray, heat: np.ndarray, foreground: np.ndarray, strength: float = 0.7) -> np.ndarray:

@@ -18,7 +18,7 @@ ALLOWED = {
 }
 WITHIN_PIPELINE = {
     "preprocess": {"pipeline.record", "pipeline.store", "pipeline.frontends"},
-    "model": {"pipeline.batch"},
+    "model": {"pipeline.batch", "pipeline.frontends", "pipeline.outline"},
 }
 OURS = {"configs", "pipeline", "preprocess", "model", "train", "evaluate", "benchmarks", "examples", "tests"}
 
