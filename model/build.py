@@ -1,4 +1,4 @@
-"""From configs to modules, and from authors' checkpoints to ours: `python -m model.build import METHOD IN OUT`."""
+"""From configs to modules, from authors' checkpoints to ours and back, and to ONNX: `python -m model.build --help`."""
 
 import argparse
 from collections.abc import Sequence
@@ -22,6 +22,7 @@ from model.checkpoint import (
     write_atomically,
 )
 from model.objective import Objective
+from model.onnx_export import export_onnx
 from model.published import as_published, load_published, read_published, sha256
 
 
@@ -112,6 +113,15 @@ def export_published(method: str, source: Path, out: Path) -> None:
     print(f"wrote {out}: {len(state)} entries")
 
 
+def export_checkpoint(source: Path, out: Path) -> None:
+    """Write a checkpoint or the newest of a run folder as an ONNX file. Raises: UserError as `export_onnx`."""
+    checkpoint = load_checkpoint(source)
+    model = build_model(without_initial_weights(checkpoint.config.model))
+    restore_model(model, checkpoint.model, str(source))
+    difference = export_onnx(model, checkpoint, out)
+    print(f"wrote {out}: {out.stat().st_size / 2**20:.0f} MiB; maps of noise within {difference:.1g} of torch's")
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser("python -m model.build", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -119,13 +129,17 @@ def main(argv: list[str]) -> None:
     importing.add_argument("--config", help="preset or YAML file; default METHOD_vggsound144k")
     importing.add_argument("--drop", nargs="+", default=[], metavar="NAME", help="beginnings of names to leave out")
     exporting = commands.add_parser("export", help="a checkpoint of ours into a state dict in the authors' names")
-    for command, result in ((importing, "run folder"), (exporting, "file")):
-        command.add_argument("method")
+    to_onnx = commands.add_parser("export-onnx", help="a checkpoint or run folder of ours, front-end included, as ONNX")
+    for command, result in ((importing, "run folder"), (exporting, "file"), (to_onnx, "file")):
+        if command is not to_onnx:
+            command.add_argument("method")
         command.add_argument("source", type=Path, metavar="IN")
         command.add_argument("out", type=Path, metavar="OUT", help=result)
     importing.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_args(argv)
-    if arguments.command == "export":
+    if arguments.command == "export-onnx":
+        export_checkpoint(arguments.source, arguments.out)
+    elif arguments.command == "export":
         export_published(arguments.method, arguments.source, arguments.out)
     else:
         import_published(
