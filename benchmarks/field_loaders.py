@@ -112,7 +112,7 @@ def run(
         group = [floor, figures[f"ours for {name}"], figures[name]]
         report(group, "bare decode", out, facts | {"loader": loader}, name)
     rest = [figure for name, figure in figures.items() if name not in notes and not name.startswith("ours for ")]
-    report([floor, *rest], "bare decode", out, facts | {"loader": "reference"}, "reference")
+    report([floor, *rest], "bare decode", out, facts | {"loader": "reference"})
 
 
 Clip = tuple[str, bytes, np.ndarray]
