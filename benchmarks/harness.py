@@ -182,15 +182,22 @@ def times(figure: Figure, other: Figure) -> float:
     return other.value / figure.value if figure.unit == "s" else figure.value / other.value
 
 
+def origin() -> dict[str, Any]:
+    """What every row says of where it comes from: month, commit, hardware, versions."""
+    return {"month": f"{datetime.now(UTC):%Y-%m}", "commit": commit(), **hardware(), **versions()}
+
+
 def report(
     figures: Sequence[Figure],
     ceiling: str | None,
     out: Path | None,
     facts: Mapping[str, Any],
     field: str | None = None,
+    about: str = "",
 ) -> None:
     """Print the figures, and append them as rows to `out`/<benchmark>.csv and .jsonl.
 
+    about: what tells these figures from others of the benchmark with the same variants, for the table of all figures.
     ceiling: the variant that cannot be beaten; figures are shown as a share of it. field: the variant that works as the
     field's code does; figures are shown as a multiple of it. Both must be of one unit with the figures.
 
@@ -201,11 +208,11 @@ def report(
         raise UserError(f"a figure of {few} rounds has no spread and is not printed; {MIN_ROUNDS} are needed")
     named = {figure.variant: figure for figure in figures}
     best, usual = named.get(ceiling or ""), named.get(field or "")
-    place = hardware()
-    origin = {"month": f"{datetime.now(UTC):%Y-%m}", "commit": commit(), **place, **versions()}
+    where_from = origin()
     rows = [
         asdict(figure)
         | {
+            "about": about,
             "ceiling": best.variant if best else None,
             "ceiling_value": best.value if best else None,
             "share_of_ceiling": times(figure, best) if best else None,
@@ -213,11 +220,11 @@ def report(
             "field_value": usual.value if usual else None,
             "times_field": times(figure, usual) if usual else None,
         }
-        | origin
+        | where_from
         | dict(facts)
         for figure in figures
     ]
-    where = f"{place['cpu']}, {place['gpu'] or 'no GPU'}; shares and ratios by {figures[0].by} time"
+    where = f"{where_from['cpu']}, {where_from['gpu'] or 'no GPU'}; shares and ratios by {figures[0].by} time"
     title = f"{figures[0].benchmark}: {', '.join(f'{key} {value}' for key, value in facts.items())}"
     wide().print(_table(title, where, figures, rows))
     if out is None:
@@ -282,7 +289,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> Table:
             continue
         unit = row["unit"]
         table.add_row(
-            f"{row['benchmark']}: {row['variant']}",
+            ": ".join(part for part in (row["benchmark"], row["about"], row["variant"]) if part),
             f"{number(row['value'])} ± {number(row['value_interval'])} {unit}",
             "" if row["ceiling"] is None else f"{number(row['ceiling_value'])} ({row['ceiling']})",
             "" if row["ceiling"] is None else f"{row['share_of_ceiling']:.1%}",

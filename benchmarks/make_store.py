@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import wave
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from rich.console import Console
 
 from configs.errors import UserError
 from configs.load import load_frontend
+from configs.schema import FrontendConfig
 from preprocess.engines.local import Local
 from preprocess.layouts.manifest import MANIFEST_NAME, Manifest
 from preprocess.options import PackConfig
+from preprocess.task import Report
 from preprocess.writer import default_shard_clips, pack
 
 DISTINCT = 256
@@ -108,6 +111,21 @@ def make_input(folder: Path, clips: int, *, distinct: int = DISTINCT, seconds: f
             lines.write(json.dumps(line) + "\n")
 
 
+def payload_bytes(folder: Path, clips: int, frontends: Sequence[FrontendConfig], *, waveform: bool) -> int:
+    """Bytes of the pictures and sounds that a store of `make_input`'s clips will hold: counted, before it is packed."""
+    sizes = []
+    for number in range(len(list((folder / "made").glob("*.jpg")))):
+        with wave.open(str(folder / "made" / f"{number}.wav"), "rb") as file:
+            samples = file.getnframes()
+        sounds = sum(
+            2 * frontend.frames(samples * frontend.sample_rate_hz // RATE_HZ) * frontend.bins for frontend in frontends
+        )
+        picture = (folder / "made" / f"{number}.jpg").stat().st_size
+        sizes.append(picture + sounds + (2 * samples if waveform else 0))
+    rounds, rest = divmod(clips, len(sizes))
+    return rounds * sum(sizes) + sum(sizes[:rest])
+
+
 def add_options(parser: Any) -> None:
     """The options of this command."""
     parser.add_argument("--clips", type=int, default=1000, help="default 1000")
@@ -128,20 +146,40 @@ def run(
     workers: int | None = None,
 ) -> None:
     """Make clips and pack them into `store`, which must be new or empty. Raises: UserError."""
+    packed, _ = make(
+        store, clips, seconds, [load_frontend(name) for name in frontend or ["logmel"]], not no_waveform, workers
+    )
+    Console().print(f"made {packed} clips: {store}", soft_wrap=True)
+
+
+def make(
+    store: Path,
+    clips: int,
+    seconds: float,
+    frontends: Sequence[FrontendConfig],
+    waveform: bool,
+    workers: int | None,
+    report: Report = lambda kind, what: None,
+) -> tuple[int, int]:
+    """Make clips and pack them; how many were packed, and `payload_bytes`. report: as for `preprocess.writer.pack`.
+
+    Raises: UserError if `store` is there, or a number makes no sense.
+    """
     if clips < 1 or seconds < 1:
         raise UserError(f"--clips and --seconds must be at least 1, found {clips} and {seconds:g}")
     if store.exists() and any(store.iterdir()):
         raise UserError(f"{store} is there already; name a new folder with --store")
-    config = PackConfig(
-        frontends=tuple(load_frontend(name) for name in frontend or ["logmel"]), waveform=not no_waveform
-    )
+    config = PackConfig(frontends=tuple(frontends), waveform=waveform)
     store.parent.mkdir(parents=True, exist_ok=True)
     source = Path(tempfile.mkdtemp(prefix=f".{store.name}-", dir=store.parent))
     try:
         make_input(source / "input", clips, seconds=seconds)
+        payload = payload_bytes(source / "input", clips, frontends, waveform=waveform)
         engine = Local(Local.Config(name="local", **({} if workers is None else {"workers": workers})))
         layout = Manifest(Manifest.Config(name="manifest"), source / "input")
-        packed = pack(layout, store, config, engine, dataset="made", shard_clips=default_shard_clips(clips))
+        packed = pack(
+            layout, store, config, engine, dataset="made", shard_clips=default_shard_clips(clips), report=report
+        )
     finally:
         shutil.rmtree(source)
-    Console().print(f"made {packed.packed} clips: {store}", soft_wrap=True)
+    return packed.packed, payload

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.make_store import jpeg, make_input, run, sound
+from benchmarks.make_store import jpeg, make, make_input, run, sound
 from configs.errors import UserError
+from configs.load import load_frontend
 from pipeline.store import Store
 from preprocess.pictures import plain_jpeg
 
@@ -25,6 +26,15 @@ def test_clips_share_a_few_distinct_files(tmp_path: Path):
     make_input(tmp_path / "input", 10, distinct=3, seconds=1.0)
     files = sorted((tmp_path / "input" / "000").iterdir())
     assert len(files) == 20 and len({file.stat().st_ino for file in files}) == 6
+
+
+def test_the_size_is_counted_before_packing(tmp_path: Path):
+    frontend = load_frontend("logmel64")
+    packed, payload = make(tmp_path / "store", 9, 1.0, [frontend], True, 0)
+    with Store(tmp_path / "store") as store:
+        names = ("frames/0", "spectrogram/logmel64", "waveform")
+        stored = sum(store.view(number).blob(name).nbytes for number in range(9) for name in names)
+    assert (packed, payload) == (9, stored)
 
 
 def test_a_store_of_made_clips(tmp_path: Path):
