@@ -453,39 +453,44 @@ def test_a_run_compiles_once(run, monkeypatch: pytest.MonkeyPatch):
     assert not counters["graph_break"]
 
 
-@pytest.mark.slow
-def test_a_signal_to_one_of_two_processes_stops_both(run, tmp_path: Path):
-    whole = run("whole", "train.epochs=12")
-    out = tmp_path / "two"
-    process = torchrun(2, tmp_path / "reference.yaml", f"out={out}", "data.batch_size=2", "train.epochs=12")
+def stop_at_the_first_step(process: subprocess.Popen, number: signal.Signals, one_of: bool = False) -> None:
+    """Send a signal to a run that has just said how a step went, or to one of the processes of its launcher."""
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("step "):
-            children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-            os.kill(int(children[-1]), signal.SIGTERM)
             break
-    output, errors = process.communicate(timeout=120)
+    if one_of:
+        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+        os.kill(int(children[-1]), number)
+    else:
+        process.send_signal(number)
+    output, errors = process.communicate(timeout=300)
     assert "go on with --resume" in output, errors
-    assert 0 < load_checkpoint(out).step < whole.step
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_run_goes_on(run, tmp_path: Path, packed_store: Path, number: signal.Signals):
-    whole = run("whole", "train.epochs=12")
-    config, out = tmp_path / "reference.yaml", tmp_path / "stopped"
-    process = command(config, f"out={out}", "train.epochs=12")
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("step "):
-            process.send_signal(number)
-            break
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 128 + number, errors
-    assert "go on with --resume" in output
-    stopped = load_checkpoint(out)
-    assert 0 < stopped.step < whole.step
-    same(whole, run("stopped", "train.epochs=12", resume=True))
+def test_a_signal_to_one_of_two_processes_stops_both(tmp_path: Path, packed_store: Path):
+    config, out = tmp_path / "reference.yaml", tmp_path / "two"
+    config.write_text(CONFIG.format(store=packed_store, loader="reference"))
+    process = torchrun(2, config, f"out={out}", "data.batch_size=2", "train.epochs=20", "evaluate.sets={test: null}")
+    stop_at_the_first_step(process, signal.SIGTERM, one_of=True)
+    assert 0 < load_checkpoint(out).step < 80
+
+
+@pytest.mark.slow
+def test_a_signal_saves_and_the_run_goes_on(run, tmp_path: Path):
+    """Stopped twice, then left alone."""
+    options = ("train.epochs=8", "evaluate.sets={test: null}")
+    whole = run("whole", *options)
+    before = 0
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process = command(tmp_path / "reference.yaml", f"out={tmp_path / 'stopped'}", *options, "--resume")
+        stop_at_the_first_step(process, number)
+        assert process.returncode == 128 + number
+        stopped = load_checkpoint(tmp_path / "stopped").step
+        assert before < stopped < whole.step
+        before = stopped
+    same(whole, run("stopped", *options, resume=True))
 
 
 @pytest.mark.slow
