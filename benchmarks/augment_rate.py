@@ -31,7 +31,7 @@ from configs.schema import ImageConfig, component_config
 from model.allocator import keep_freed_memory
 from pipeline.augment.random_resized_crop import RandomResizedCrop
 from pipeline.augment.spectrogram_mask import SpectrogramMask
-from pipeline.augmentation import Clips, ImageAugmentation, SoundAugmentation
+from pipeline.augmentation import Clips, ImageAugmentation
 from pipeline.resample import crop_and_resize
 from pipeline.sampler import Draws, clip_keys
 
@@ -71,7 +71,7 @@ def run(store: Path, rounds: int, out: Path | None, batch: int = 64, device: str
 
     def told(name: str, variants: dict[str, Callable[[], float]], field: str | None = None) -> None:
         figures = measure("augment_rate", variants, rounds, device=place)
-        report(figures, "copy", out, {"augmentation": name, **facts}, field=field)
+        report(figures, "copy", out, {"augmentation": name, **facts}, field=field, about=name)
 
     told("random_resized_crop", _crops(stored, draws, clips, place), "Pillow")
     for name, options in _CHANGES.items():
@@ -102,7 +102,7 @@ def _clip_by_clip(array: np.ndarray, change: Callable[[int], Any]) -> Callable[[
 def _crops(stored: np.ndarray, draws: Draws, clips: Clips, device: torch.device) -> dict[str, Callable[[], float]]:
     config = ImageConfig(size_px=_SIZE_PX)
     assert config.interpolation == "linear" and not config.antialias
-    drawn = RandomResizedCrop(RandomResizedCrop.Config(name="random_resized_crop")).draw(draws, clips)
+    drawn = RandomResizedCrop(component_config("pipeline.augment", "random_resized_crop", {})).draw(draws, clips)
     corners = np.concatenate([drawn["start"], drawn["start"] + drawn["shape"]], 1).tolist()
     target = np.empty((len(stored), _SIZE_PX, _SIZE_PX, 3), np.uint8)
     size = (_SIZE_PX, _SIZE_PX)
@@ -213,7 +213,7 @@ def _dali(
 
 
 def _masks(draws: Draws, clips: Clips, batch: int, device: torch.device) -> dict[str, Callable[[], float]]:
-    part: SoundAugmentation = SpectrogramMask(SpectrogramMask.Config(name="spectrogram_mask"))
+    part = SpectrogramMask(component_config("pipeline.augment", "spectrogram_mask", {}))
     tensors = {key: torch.from_numpy(value).to(device) for key, value in part.draw(draws, clips).items()}
     sounds: Tensor = torch.randn(batch, _FRAMES, _BINS, device=device)
 

@@ -49,7 +49,8 @@ def run(store: Path, rounds: int, out: Path | None, device: str = "auto") -> Non
     else:
         _from_store(store, copies, rounds, out)
     for name in ("cpu", "cuda") if place.type == "cuda" else ("cpu",):
-        rates = {f"products, {kind}": matrix_products(kind, name) for kind in ("fp32", "bf16")}
+        kinds = ("fp32", "tf32", "bf16") if name == "cuda" else ("fp32", "bf16")
+        rates = {f"products, {kind}": matrix_products(kind, name) for kind in kinds}
         _report(measure("ceilings", rates, rounds, unit="TFLOP/s", device=name), None, out, name)
     if place.type == "cuda":
         moves = {"within the GPU": device_copy(place), "pinned host memory to GPU": host_to_device(place)}
@@ -74,7 +75,7 @@ def _from_store(store: Path, copies: dict[str, Callable[[], float]], rounds: int
 
 
 def _report(figures: Any, ceiling: str | None, out: Path | None, device: str) -> None:
-    report(figures, ceiling, out, {"device": device})
+    report(figures, ceiling, out, {"device": device}, about=device)
 
 
 def chosen_device(device: str) -> torch.device:
@@ -140,16 +141,19 @@ def record_copies(
 
 
 def matrix_products(precision: str, device: torch.device | str) -> Callable[[], float]:
-    """A variant that multiplies square matrices of noise; TFLOP. precision: fp32 (no TF32) or bf16."""
+    """A variant that multiplies square matrices of noise; TFLOP. precision: fp32, tf32 (on a GPU) or bf16."""
     kind = torch.device(device).type
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     side, times = _SIDE[kind], _TIMES[kind]
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     product = torch.empty_like(left)
 
     def run() -> float:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
         for _ in range(times):
             torch.mm(left, right, out=product)
+        torch.set_float32_matmul_precision(before)
         return times * 2 * side**3 / 1e12
 
     return run

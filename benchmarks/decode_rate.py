@@ -16,13 +16,16 @@ import cv2
 import torch
 from rich.console import Console
 
-from benchmarks.harness import measure, report
+from benchmarks.harness import measure, report, time_left_s
 from benchmarks.loader_rate import sound_of, split_of, training, windows
 from configs.errors import UserError
 from pipeline.batch import InputSpec
 from pipeline.loader import build_loader
 from pipeline.store import Store
 
+QUICK: dict[str, Any] = {"threads": [1, 2], "batch_size": [64]}
+GPU: dict[str, Any] = {"device": "cuda", "threads": [8, 16], "batch_size": [256]}
+NEEDS = ("nvidia.dali", "lmdb")
 _LOADS = (0.65, 0.75, 0.85, 1.0)
 _BATCHES = 8
 """In a window, which begins and ends with nothing made ahead."""
@@ -59,6 +62,9 @@ def run(
                                              ("roi", "full"), loads):  # fmt: skip
         options = {"threads": count, "decode": decode, "hw_decoder_load": load}
         name = f"batch {size}, {count} threads, {decode}" + (f", engines {load:g}" if device != "cpu" else "")
+        if time_left_s() < 0:
+            Console().print(f"no time was left for {name}")
+            continue
         with ExitStack() as stack:  # one at a time: each holds its queues in the GPU's memory
             data = training(store, frontend, batch_size=size, image={"pixels": "jpeg"},
                             loader={"name": "dali", **options})  # fmt: skip

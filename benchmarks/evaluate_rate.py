@@ -1,11 +1,11 @@
 """Question: what does scoring cost a clip under each protocol, beside the forward pass that makes the map?
 
 Method: maps of 7 x 7 noise with one or two boxes a clip go through the scorer of every protocol with its usual metrics,
-without blind maps, from the native map to the row of the clip. The ceiling is resizing the maps to 224 x 224, with which
-all protocols begin. The field's way is EZ-VSL's evaluator, written from its description: OpenCV, sorting and cIoU, clip
-by clip on the CPU. The forward pass is EZ-VSL's `localize` on noise, without its downloaded weights.
-A good answer: below a hundredth of the forward pass on a CPU and a tenth on a GPU; no slower than the field's way, which
-scores one metric. Where it is more, score every few epochs (`train.evaluate_every_epochs`).
+without blind maps, from the native map to the row of the clip. The ceiling is resizing the maps to 224 x 224, with
+which all protocols begin. The field's way is EZ-VSL's evaluator, by its description: OpenCV, sorting and cIoU,
+clip by clip on the CPU. The forward pass is EZ-VSL's `localize` on noise, without its downloaded weights.
+A good answer: below a hundredth of the forward pass on a CPU and a tenth on a GPU; no slower than the field's way, of
+one metric only. Where it is more, score every few epochs (`train.evaluate_every_epochs`).
 """
 
 from collections.abc import Callable
@@ -115,6 +115,7 @@ def _scoring(protocol: str, native: Tensor, truths: list[Truth]) -> Callable[[],
 
 def _clip_by_clip(native: np.ndarray, truths: list[Truth]) -> Callable[[], float]:
     def run() -> float:
+        scores = []
         for each, truth in zip(native, truths):
             drawn = np.zeros((_SIZE_PX, _SIZE_PX), np.float32)
             assert truth.boxes is not None
@@ -123,8 +124,8 @@ def _clip_by_clip(native: np.ndarray, truths: list[Truth]) -> Callable[[], float
             resized = cv2.resize(each, (_SIZE_PX, _SIZE_PX), interpolation=cv2.INTER_LINEAR)
             resized = (resized - resized.min()) / (resized.max() - resized.min())
             found = resized >= np.sort(resized.flatten())[resized.size // 2]
-            np.sum(found * drawn) / (np.sum(drawn) + np.sum(found * (drawn == 0)))
-        return len(native)
+            scores.append(np.sum(found * drawn) / (np.sum(drawn) + np.sum(found * (drawn == 0))))
+        return len(scores)
 
     return run
 

@@ -68,7 +68,7 @@ def run(
         waveforms = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, (batch, samples)).astype(np.float32))
         figures = measure("frontend_rate", _variants(config, waveforms, place), rounds, device=place)
         facts = {"frontend": name, "batch": batch, "seconds": seconds, "device": place.type}
-        report(figures, "torch.stft alone", out, facts, field="scipy")
+        report(figures, "torch.stft alone", out, facts, field="scipy", about=name)
 
 
 def _variants(config: FrontendConfig, waveforms: Tensor, device: torch.device) -> dict[str, Callable[[], float]]:

@@ -18,12 +18,15 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from benchmarks.harness import measure, report
+from benchmarks.ceilings import chosen_device
+from benchmarks.harness import measure, report, time_left_s
 from configs.errors import UserError
 from model.kernels.pooled_pairs import chunk_images, pooled_pairs
 from model.similarity import all_pairs_max, all_pairs_soft_mean, choose_fused_pairs
 
 _POOLINGS: dict[str, list[float]] = {"max": [], "soft mean": [0.65, 0.03]}
+QUICK: dict[str, Any] = {"device": "cpu", "batch_sizes": [32]}
+GPU: dict[str, Any] = {"device": "cuda", "batch_sizes": [256, 1024, 4096]}
 _SIZES = {"cpu": ((32, 64), (49,)), "cuda": ((256, 512, 1024, 2048, 4096), (49, 196))}
 
 
@@ -45,9 +48,7 @@ def run(
     dim: int = 512,
 ) -> None:
     """Measure, print, and append rows to `out`. No store is read."""
-    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    if place == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this machine has no CUDA GPU; use --device cpu")
+    place = chosen_device(device).type
     if min(dim, *(batch_sizes or [1]), *(cells or [1])) <= 0:
         raise UserError("--batch-sizes, --cells and --dim must be above 0")
     if place == "cpu":
@@ -57,6 +58,9 @@ def run(
     for p in cells or defaults[1]:
         for b in batch_sizes or defaults[0]:
             for pooling, soft in _POOLINGS.items():
+                if time_left_s() < 0:
+                    Console().print(f"no time was left for {pooling}, B {b}, {p} cells")
+                    continue
                 _measure(pooling, soft, b, p, dim, torch.device(place), rounds, out)
     choose_fused_pairs("auto", torch.device(place))
 
@@ -112,10 +116,13 @@ def _measure(
         variants[name] = form
         if device.type == "cuda":
             notes[name] = f"{notes.get(name, '')} {added:.3f} GB".strip()
-    figures = measure("kernel_rate", variants, rounds, notes)
+    figures = measure("kernel_rate", variants, rounds, notes, device=device)
     flop = 3 * 2 * b * b * p * dim
     facts = {"pooling": pooling, "batch": b, "cells": p, "dim": dim, "GFLOP": round(flop / 1e9, 1)}
-    report(figures, "products" if "products" in variants else None, out, facts | {"device": device.type})
+    about = f"{pooling}, B {b}, {p} cells"
+    report(
+        figures, "products" if "products" in variants else None, out, facts | {"device": device.type}, "plain", about
+    )
     ceiling = next((figure.value for figure in figures if figure.variant == "products"), None)
     for figure in figures:
         ms, rate = 1000 * b / figure.value, flop * figure.value / b / 1e12

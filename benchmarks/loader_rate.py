@@ -32,6 +32,9 @@ from pipeline.loaders.dali import import_dali, stacked
 from pipeline.source import ClipSource, LoaderRequest
 from pipeline.store import Store
 
+QUICK: dict[str, Any] = {"batch_size": 16}
+GPU: dict[str, Any] = {"device": "cuda", "threads": 8, "batch_size": 256}
+NEEDS = ("lmdb", "nvidia.dali")
 _WINDOW_CLIPS = 512
 _STEPS = 12
 

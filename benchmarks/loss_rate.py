@@ -99,7 +99,14 @@ def _measure(method: str, side: int, batch: int, device: torch.device, rounds: i
             variants["published"] = published
         figures = measure("loss_rate", variants, rounds, device=device)
         facts = {"method": method, "loss": name, "batch": batch, "cells": side * side, "GFLOP": round(flop / 1e9, 2)}
-        report(figures, "one product" if flop else None, out, facts | {"device": device.type}, field="published")
+        report(
+            figures,
+            "one product" if flop else None,
+            out,
+            facts | {"device": device.type},
+            field="published",
+            about=f"{method} {name}, {side} x {side}",
+        )
 
 
 def outputs_of(method: str, side: int, batch: int, device: torch.device) -> tuple[dict[str, Loss], dict[str, Tensor]]:
@@ -114,9 +121,10 @@ def outputs_of(method: str, side: int, batch: int, device: torch.device) -> tupl
         data = config.data.model_copy(update={"image": config.data.image.model_copy(update={"size_px": size_px})})
         return objective.model(synthetic_batch(data, objective.model.inputs, clips, device))
 
-    probe = outputs(_CLIPS[0], _PROBE_PX)
-    found = next(value.shape[-1] for value in probe.values() if value.ndim >= 4)
-    few, more = (outputs(clips, _PROBE_PX * side // found) for clips in _CLIPS)
+    maps = [value for value in outputs(_CLIPS[0], _PROBE_PX).values() if value.ndim >= 4]
+    # A method that gives no map (JSA gives slots) has a cell every 32 px.
+    size_px = _PROBE_PX * side // maps[0].shape[-1] if maps else 32 * side
+    few, more = (outputs(clips, size_px) for clips in _CLIPS)
     losses: Any = dict(objective.losses.items())
     return losses, {name: _grown(few[name], more[name], batch) for name in few}
 

@@ -49,6 +49,8 @@ from preprocess.task import ShardTask
 from preprocess.video import read_pictures
 from preprocess.writer import default_shard_clips, ordered, pack
 
+QUICK: dict[str, Any] = {"clips": 16}
+NEEDS = ("lmdb", "av")
 _DISTINCT = 64
 _INSTANT_S = 5.0
 _VIDEO_RATE_HZ = 44_100
