@@ -33,6 +33,7 @@ from model.allocator import keep_freed_memory
 from pipeline.batch import InputSpec
 from pipeline.loader import build_loader
 from pipeline.store import MANIFEST, Store, read_manifest
+from preprocess.options import PackConfig
 from preprocess.verify import verify
 
 _EVERY = 1000
@@ -70,12 +71,13 @@ def run(
     note = ""
     if not (store / MANIFEST).is_file():
         watch = _Watch("pack", course)
+        config = PackConfig(frontends=(load_frontend(frontend),), waveform=False)
 
         def packed(kind: str, what: str) -> None:
             if kind == "packed":
                 watch.done(1)
 
-        _, payload = make(store, clips, seconds, [load_frontend(frontend)], False, 1, packed)
+        _, payload = make(store, clips, seconds, config, 1, packed)
         size = sum(shard["bytes"] for shard in read_manifest(store)["shards"])
         note = f"{size / 1e9:.2f} GB, {size / payload - 1:.1%} above pictures and sounds"
     manifest = read_manifest(store)

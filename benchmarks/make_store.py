@@ -10,9 +10,8 @@ import os
 import shutil
 import tempfile
 import wave
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -20,7 +19,6 @@ from rich.console import Console
 
 from configs.errors import UserError
 from configs.load import load_frontend
-from configs.schema import FrontendConfig
 from preprocess.engines.local import Local
 from preprocess.layouts.manifest import MANIFEST_NAME, Manifest
 from preprocess.options import PackConfig
@@ -111,17 +109,18 @@ def make_input(folder: Path, clips: int, *, distinct: int = DISTINCT, seconds: f
             lines.write(json.dumps(line) + "\n")
 
 
-def payload_bytes(folder: Path, clips: int, frontends: Sequence[FrontendConfig], *, waveform: bool) -> int:
-    """Bytes of the pictures and sounds that a store of `make_input`'s clips will hold: counted, before it is packed."""
+def payload_bytes(folder: Path, clips: int, config: PackConfig) -> int:
+    """Bytes of the JPEGs and sounds that a store of `make_input`'s clips will hold: counted, before it is packed."""
     sizes = []
     for number in range(len(list((folder / "made").glob("*.jpg")))):
         with wave.open(str(folder / "made" / f"{number}.wav"), "rb") as file:
             samples = file.getnframes()
         sounds = sum(
-            2 * frontend.frames(samples * frontend.sample_rate_hz // RATE_HZ) * frontend.bins for frontend in frontends
+            2 * frontend.frames(samples * frontend.sample_rate_hz // RATE_HZ) * frontend.bins
+            for frontend in config.frontends
         )
         picture = (folder / "made" / f"{number}.jpg").stat().st_size
-        sizes.append(picture + sounds + (2 * samples if waveform else 0))
+        sizes.append(picture + sounds + (2 * samples if config.waveform else 0))
     rounds, rest = divmod(clips, len(sizes))
     return rounds * sum(sizes) + sum(sizes[:rest])
 
@@ -132,6 +131,7 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="of sound a clip; default 10")
     parser.add_argument("--frontend", nargs="+", default=["logmel"], help="default logmel")
     parser.add_argument("--no-waveform", action="store_true", help="half the size")
+    parser.add_argument("--pixels", choices=["jpeg", "raw", "both"], default="jpeg", help="as for pack; default jpeg")
     parser.add_argument("--workers", type=int, help="default: one a core")
 
 
@@ -143,12 +143,16 @@ def run(
     seconds: float = 10.0,
     frontend: list[str] | None = None,
     no_waveform: bool = False,
+    pixels: Literal["jpeg", "raw", "both"] = "jpeg",
     workers: int | None = None,
 ) -> None:
     """Make clips and pack them into `store`, which must be new or empty. Raises: UserError."""
-    packed, _ = make(
-        store, clips, seconds, [load_frontend(name) for name in frontend or ["logmel"]], not no_waveform, workers
+    config = PackConfig(
+        frontends=tuple(load_frontend(name) for name in frontend or ["logmel"]),
+        waveform=not no_waveform,
+        pixels=pixels,
     )
+    packed, _ = make(store, clips, seconds, config, workers)
     Console().print(f"made {packed} clips: {store}", soft_wrap=True)
 
 
@@ -156,8 +160,7 @@ def make(
     store: Path,
     clips: int,
     seconds: float,
-    frontends: Sequence[FrontendConfig],
-    waveform: bool,
+    config: PackConfig,
     workers: int | None,
     report: Report = lambda kind, what: None,
 ) -> tuple[int, int]:
@@ -169,12 +172,11 @@ def make(
         raise UserError(f"--clips and --seconds must be at least 1, found {clips} and {seconds:g}")
     if store.exists() and any(store.iterdir()):
         raise UserError(f"{store} is there already; name a new folder with --store")
-    config = PackConfig(frontends=tuple(frontends), waveform=waveform)
     store.parent.mkdir(parents=True, exist_ok=True)
     source = Path(tempfile.mkdtemp(prefix=f".{store.name}-", dir=store.parent))
     try:
         make_input(source / "input", clips, seconds=seconds)
-        payload = payload_bytes(source / "input", clips, frontends, waveform=waveform)
+        payload = payload_bytes(source / "input", clips, config)
         engine = Local(Local.Config(name="local", **({} if workers is None else {"workers": workers})))
         layout = Manifest(Manifest.Config(name="manifest"), source / "input")
         packed = pack(

@@ -9,6 +9,7 @@ from benchmarks.make_store import jpeg, make, make_input, run, sound
 from configs.errors import UserError
 from configs.load import load_frontend
 from pipeline.store import Store
+from preprocess.options import PackConfig
 from preprocess.pictures import plain_jpeg
 
 
@@ -29,8 +30,8 @@ def test_clips_share_a_few_distinct_files(tmp_path: Path):
 
 
 def test_the_size_is_counted_before_packing(tmp_path: Path):
-    frontend = load_frontend("logmel64")
-    packed, payload = make(tmp_path / "store", 9, 1.0, [frontend], True, 0)
+    config = PackConfig(frontends=(load_frontend("logmel64"),))
+    packed, payload = make(tmp_path / "store", 9, 1.0, config, 0)
     with Store(tmp_path / "store") as store:
         names = ("frames/0", "spectrogram/logmel64", "waveform")
         stored = sum(store.view(number).blob(name).nbytes for number in range(9) for name in names)
@@ -38,10 +39,20 @@ def test_the_size_is_counted_before_packing(tmp_path: Path):
 
 
 def test_a_store_of_made_clips(tmp_path: Path):
-    run(tmp_path / "store", 3, None, clips=9, seconds=1.0, frontend=["ez_vsl"], no_waveform=True, workers=0)
+    run(
+        tmp_path / "store",
+        3,
+        None,
+        clips=9,
+        seconds=1.0,
+        frontend=["ez_vsl"],
+        no_waveform=True,
+        pixels="both",
+        workers=0,
+    )
     with Store(tmp_path / "store") as store:
         assert len(store) == 9 and store.splits == ["test", "train"] and len(store.select("test")) == 1
-        assert "waveform" not in store.view(0)
+        assert "waveform" not in store.view(0) and "raw/0" in store.view(0)
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
     with pytest.raises(UserError, match="is there already"):
         run(tmp_path / "store", 3, None, clips=9)
