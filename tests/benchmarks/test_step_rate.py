@@ -1,5 +1,7 @@
 """The published forms of the losses give what ours give, and the benchmark counts what it says."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from benchmarks.__main__ import main
+from benchmarks.harness import measure
 from benchmarks.published_losses import PUBLISHED
-from benchmarks.step_rate import encoder_calls, kept_for_backward
+from benchmarks.step_rate import Work, _roofline, encoder_calls, kept_for_backward
 from configs.errors import UserError
 from configs.resolve import resolve
 
@@ -55,13 +58,36 @@ def test_the_published_form_is_the_same_loss(name: str, seed: int):
 
 
 @pytest.mark.slow
-def test_it_measures_a_method(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_it_measures_a_method_on_noise_and_on_real_clips(
+    packed_store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("COLUMNS", "200")
     asked = ["step_rate", "--methods", "ez_vsl", "--size", "64", "--batch", "2", "--rounds", "3", "--device", "cpu"]
-    assert main(asked) == 0
+    assert main([*asked, "--store", str(packed_store)]) == 0
     said = capsys.readouterr().out
-    assert all(f"ez_vsl: {part}" in said for part in ("step", "network", "encoders", "published"))
-    assert "100.0% of the step, keeps" in said
+    assert all(part in said for part in ("roofline", "network", "encoders", "published", "real"))
+    assert "100.0% of the step, keeps" in said and " GFLOP and " in said
+
+
+def test_work_counts_products_and_convolutions_with_their_backward_passes():
+    left, right = torch.randn(3, 4, requires_grad=True), torch.randn(4, 5, requires_grad=True)
+    with Work() as work:
+        (left @ right).relu().sum().backward()
+    sizes = 4 * (12 + 20 + 15)
+    assert work.calls == [(2 * 60, sizes)] * 3, "one product forward, two backward, and nothing between them"
+    with Work() as work, torch.no_grad():
+        torch.nn.functional.conv2d(torch.randn(2, 3, 8, 8), torch.randn(6, 3, 3, 3))
+    assert work.calls == [(2 * 2 * 6 * 36 * 27, 4 * (2 * 3 * 64 + 6 * 27 + 2 * 6 * 36))]
+
+
+def test_the_roofline_is_the_longer_of_arithmetic_and_traffic():
+    figures = measure("x", {"step": lambda: 10, "products": lambda: 1, "copy": lambda: 1}, 3, by="wall")
+    step, product, copy = figures
+    work = Work()
+    work.calls = [(10**12, 0), (0, 3 * 10**9)]
+    limits = (replace(product, value=2.0, cpu_ms=500.0), replace(copy, value=6.0, cpu_ms=250.0))
+    best = _roofline(step, work, 10, limits)
+    assert best.value == pytest.approx(10 / (0.5 + 0.5)) and best.cpu_ms == pytest.approx((500 + 750) / 10)
 
 
 def test_wrong_options_are_named():

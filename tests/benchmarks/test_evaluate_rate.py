@@ -1,0 +1,23 @@
+import pytest
+import torch
+
+from benchmarks.__main__ import main
+from configs.errors import UserError
+
+
+@pytest.mark.slow
+def test_protocols_stand_beside_the_forward_pass(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    threads = torch.get_num_threads()
+    asked = ["evaluate_rate", "--protocols", "ez_vsl", "vcs", "--clips", "8", "--rounds", "3", "--device", "cpu"]
+    try:
+        assert main(asked) == 0
+    finally:
+        torch.set_num_threads(threads)
+    said = capsys.readouterr().out
+    assert said.count("of a forward pass") == 2 and "clip by clip" in said and "resizing alone" in said
+
+
+def test_a_protocol_that_needs_the_whole_set_is_not_offered():
+    with pytest.raises(UserError, match=r"no protocol 'vssl' here"):
+        main(["evaluate_rate", "--protocols", "vssl"])
