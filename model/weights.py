@@ -21,7 +21,7 @@ def read_tensors(path: Path) -> Any:
         raise UserError(
             f"{path} is no file of tensors and plain values, and is not loaded: what else it holds could run code"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError) as error:
         raise UserError(f"{path} is damaged or no file of tensors: {_line(error)}") from error
 
 
