@@ -29,13 +29,10 @@ from model.allocator import keep_freed_memory
 from model.checkpoint import write_atomically
 from model.console import make_console
 from model.gallery import safe_name
+from preprocess.listing import PICTURES, SOUNDS, VIDEOS
 from preprocess.pictures import encode_jpeg
 
-KINDS = {
-    "video": (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv"),
-    "picture": (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"),
-    "sound": (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aiff"),
-}
+KINDS = {"video": VIDEOS, "picture": PICTURES, "sound": SOUNDS}
 ASK = "give --image PICTURE with --audio SOUND, or --video VIDEO, or --folder FOLDER"
 
 
