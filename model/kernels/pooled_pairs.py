@@ -32,14 +32,15 @@ def pooled_pairs(cells: Tensor, sounds: Tensor, soft: list[float], chunk: int) -
     return _pool(cells, sounds, soft, chunk)[0]
 
 
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The type in which features of a type are multiplied and added up."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _kept_type(cells: Tensor, soft: list[float]) -> torch.dtype:
     """Of what the backward pass needs of a pair: the logarithm of the sum of its weights, or its best cell."""
     if soft:
-        return _accumulator(cells.dtype)
+        return accumulator(cells.dtype)
     return torch.int16 if cells.shape[1] <= torch.iinfo(torch.int16).max else torch.int32
 
 
@@ -51,7 +52,7 @@ def _pool(cells: Tensor, sounds: Tensor, soft: list[float], chunk: int) -> tuple
         from model.kernels import triton_pairs  # only here: torch for CPUs comes without Triton
 
         return triton_pairs.pool(cells.contiguous(), sounds.contiguous(), _numbers(soft), kept_type)
-    pooled = cells.new_empty(len(cells), len(sounds), dtype=_accumulator(cells.dtype))
+    pooled = cells.new_empty(len(cells), len(sounds), dtype=accumulator(cells.dtype))
     kept = torch.empty_like(pooled, dtype=kept_type)
     for images, x, _, _ in _chunks(cells, sounds, chunk):
         if soft:
@@ -65,7 +66,7 @@ def _pool(cells: Tensor, sounds: Tensor, soft: list[float], chunk: int) -> tuple
 
 @_pool.register_fake
 def _(cells: Tensor, sounds: Tensor, soft: list[float], chunk: int) -> tuple[Tensor, Tensor]:
-    pooled = cells.new_empty(cells.shape[0], sounds.shape[0], dtype=_accumulator(cells.dtype))
+    pooled = cells.new_empty(cells.shape[0], sounds.shape[0], dtype=accumulator(cells.dtype))
     return pooled, torch.empty_like(pooled, dtype=_kept_type(cells, soft))
 
 
@@ -81,7 +82,7 @@ def _pool_backward(
         numbers = _numbers(soft)
         return triton_pairs.pool_backward(gradient, pooled, kept, cells.contiguous(), sounds.contiguous(), numbers)
     to_cells = torch.empty_like(cells, memory_format=torch.contiguous_format)
-    to_sounds = torch.zeros_like(sounds, dtype=_accumulator(sounds.dtype))
+    to_sounds = torch.zeros_like(sounds, dtype=accumulator(sounds.dtype))
     for images, x, rows, columns in _chunks(cells, sounds, chunk, products=bool(soft)):
         at_pooled = gradient[images, None]
         if soft:
@@ -128,7 +129,7 @@ def _chunks(
 
     Without `products`, room for them, of no meaning. All in at least float32, under autocast too.
     """
-    wide = _accumulator(cells.dtype)
+    wide = accumulator(cells.dtype)
     columns = sounds.to(wide)
     with torch.autocast(cells.device.type, enabled=False):
         for start in range(0, len(cells), chunk):

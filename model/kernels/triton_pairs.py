@@ -20,18 +20,18 @@ from triton import knobs
 INTERPRETED: bool = bool(knobs.runtime.interpret)
 """Whether kernels run in Triton's interpreter, on any device, instead of being compiled for a GPU."""
 
-_CELLS, _SOUNDS, _DEPTH = 64, 64, 32
+CELLS, SOUNDS, DEPTH = 64, 64, 32
 """Rows, columns and shared dimension of the tiles of the forward pass."""
-_SUMMED, _STEP, _OUT = 64, 32, 256
+SUMMED, STEP, OUT = 64, 32, 256
 """Rows of a gradient that a program makes, rows that it adds up at a time, and dimensions of both. The soft mean's
-products are made again for every `_OUT` dimensions. Compiled for compute capability 7.5 to 9.0, float32 features need
+products are made again for every `OUT` dimensions. Compiled for compute capability 7.5 to 9.0, float32 features need
 at most 74 kB of shared memory and no register is spilled."""
-_GATHERED, _GATHERED_DEPTH = 32, 128
+GATHERED, GATHERED_DEPTH = 32, 128
 """Sounds and dimensions of a program that gathers best cells."""
 
 
 @triton.jit
-def _cosines(
+def cosines(
     cells, sounds, image, first_cell, first_sound,
     P: tl.constexpr, M: tl.constexpr, D: tl.constexpr,
     CELLS: tl.constexpr, SOUNDS: tl.constexpr, DEPTH: tl.constexpr, WIDEN: tl.constexpr,
@@ -74,7 +74,7 @@ def _pool(
     broken = tl.zeros((SOUNDS,), tl.int32)  # a reduction may pass over what is not a number
     for start in range(0, P, CELLS):
         inside = (start + tl.arange(0, CELLS) < P)[:, None]
-        x = _cosines(cells, sounds, image, start, first, P, M, D, CELLS, SOUNDS, DEPTH, WIDEN)
+        x = cosines(cells, sounds, image, start, first, P, M, D, CELLS, SOUNDS, DEPTH, WIDEN)
         broken = tl.maximum(broken, tl.max((x != x).to(tl.int32), 0))
         x = tl.where(x == x, x, 0.0)
         if SOFT:
@@ -104,13 +104,13 @@ def _cell_gradient(
     P: tl.constexpr, M: tl.constexpr, D: tl.constexpr, SOFT: tl.constexpr,
     CELLS: tl.constexpr, SOUNDS: tl.constexpr, DEPTH: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """(CELLS, SOUNDS) float32: the gradient at the products that `_cosines` gives."""
+    """(CELLS, SOUNDS) float32: the gradient at the products that `cosines` gives."""
     p = first_cell + tl.arange(0, CELLS)
     m = first_sound + tl.arange(0, SOUNDS)
     pairs = image * M + m
     at_pooled = tl.load(gradient + pairs, m < M, 0.0)[None, :]
     if SOFT:
-        x = _cosines(cells, sounds, image, first_cell, first_sound, P, M, D, CELLS, SOUNDS, DEPTH, WIDEN)
+        x = cosines(cells, sounds, image, first_cell, first_sound, P, M, D, CELLS, SOUNDS, DEPTH, WIDEN)
         z = (x - border) / softness
         share = tl.exp(_log_sigmoid(z) - tl.load(kept + pairs, m < M, 0.0)[None, :])
         slope = 1 / (1 + tl.exp(z)) / softness  # of the logarithm of the weight
@@ -188,11 +188,11 @@ def _best_to_sounds(
     tl.store(sounds_gradient + m.to(tl.int64)[:, None] * D + d[None, :], out, inside)
 
 
-def _tiles(length: int, tile: int) -> int:
+def tiles_of(length: int, tile: int) -> int:
     return -(-length // tile)
 
 
-def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Tensor | float, **constants: int) -> None:
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Tensor | float, **constants: int) -> None:
     """Run a program of the kernel at every point of the grid."""
     kernel[grid](*arguments, **constants)  # Triton's types take no numbers for constants
 
@@ -203,9 +203,9 @@ def pool(cells: Tensor, sounds: Tensor, soft: tuple[float, float] | None, kept: 
     m = len(sounds)
     pooled = torch.empty(b, m, device=cells.device)
     needed = torch.empty(b, m, dtype=kept, device=cells.device)
-    _launch(
-        _pool, (b * _tiles(m, _SOUNDS),), cells, sounds, pooled, needed, *(soft or (0.0, 1.0)),
-        P=p, M=m, D=d, SOFT=soft is not None, CELLS=_CELLS, SOUNDS=_SOUNDS, DEPTH=_DEPTH, WIDEN=INTERPRETED,
+    launch(
+        _pool, (b * tiles_of(m, SOUNDS),), cells, sounds, pooled, needed, *(soft or (0.0, 1.0)),
+        P=p, M=m, D=d, SOFT=soft is not None, CELLS=CELLS, SOUNDS=SOUNDS, DEPTH=DEPTH, WIDEN=INTERPRETED,
     )  # fmt: skip
     return pooled, needed
 
@@ -217,23 +217,23 @@ def pool_backward(
     b, p, d = cells.shape
     m = len(sounds)
     cells_gradient, sounds_gradient = torch.empty_like(cells), torch.empty_like(sounds)
-    tiles = {"DEPTH": _DEPTH, "OUT": _OUT, "WIDEN": INTERPRETED}
+    tiles = {"DEPTH": DEPTH, "OUT": OUT, "WIDEN": INTERPRETED}
     sizes = {"P": p, "M": m, "D": d}
     numbers = soft or (0.0, 1.0)
-    _launch(
-        _to_cells, (b * _tiles(p, _SUMMED), _tiles(d, _OUT)),
+    launch(
+        _to_cells, (b * tiles_of(p, SUMMED), tiles_of(d, OUT)),
         gradient, pooled, kept, cells, sounds, cells_gradient, *numbers,
-        **sizes, **tiles, CELLS=_SUMMED, SOUNDS=_STEP, SOFT=soft is not None, num_warps=8,
+        **sizes, **tiles, CELLS=SUMMED, SOUNDS=STEP, SOFT=soft is not None, num_warps=8,
     )  # fmt: skip
     if soft:
-        _launch(
-            _to_sounds, (_tiles(m, _SUMMED), _tiles(d, _OUT)),
+        launch(
+            _to_sounds, (tiles_of(m, SUMMED), tiles_of(d, OUT)),
             gradient, pooled, kept, cells, sounds, sounds_gradient, *numbers,
-            **sizes, **tiles, B=b, CELLS=_STEP, SOUNDS=_SUMMED, num_warps=8,
+            **sizes, **tiles, B=b, CELLS=STEP, SOUNDS=SUMMED, num_warps=8,
         )  # fmt: skip
     else:
-        _launch(
-            _best_to_sounds, (_tiles(m, _GATHERED), _tiles(d, _GATHERED_DEPTH)),
-            gradient, kept, cells, sounds_gradient, **sizes, B=b, SOUNDS=_GATHERED, OUT=_GATHERED_DEPTH,
+        launch(
+            _best_to_sounds, (tiles_of(m, GATHERED), tiles_of(d, GATHERED_DEPTH)),
+            gradient, kept, cells, sounds_gradient, **sizes, B=b, SOUNDS=GATHERED, OUT=GATHERED_DEPTH,
         )  # fmt: skip
     return cells_gradient, sounds_gradient

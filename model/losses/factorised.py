@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from model.base import Loss, LossConfig
 from model.distributed import gathered, own_columns
-from model.similarity import all_pairs
+from model.kernels.factorised_pairs import factorised_pairs
+from model.similarity import all_pairs, images_at_a_time
 
 
 class Factorised(Loss):
@@ -34,9 +35,15 @@ class Factorised(Loss):
         config: Any = self.config
         total = torch.zeros((), device=outputs["image_which"].device)
         for image, audio in (("image", "slow_audio"), ("slow_image", "audio")):
-            which = all_pairs(outputs[f"{image}_which"], gathered(outputs[f"{audio}_which"]))
-            where = all_pairs(outputs[f"{image}_where"], gathered(outputs[f"{audio}_where"]))
-            logits = factorised_logits(which, where, config.tau)
+            which, where = outputs[f"{image}_which"], outputs[f"{image}_where"]
+            sound_which, sound_where = gathered(outputs[f"{audio}_which"]), gathered(outputs[f"{audio}_where"])
+            chunk = images_at_a_time(which, sound_which)
+            if chunk is None:
+                maps = all_pairs(which, sound_which), all_pairs(where, sound_where)
+                logits = factorised_logits(maps[0], maps[1], config.tau)
+            else:
+                cells = which.flatten(2).mT, where.flatten(2).mT
+                logits = factorised_pairs(cells[0], cells[1], sound_which, sound_where, config.tau, chunk)
             total = total + functional.cross_entropy(logits, own_columns(len(logits), logits.device))
         return total
 
