@@ -1,4 +1,4 @@
-"""Question: does training in bf16 follow the loss of float32 training, within what seeds make of it?
+"""No question: train in bf16 and in float32 on the store that a config is for, and set the losses beside each other.
 
 Method: `train.py` on a store, so many steps with as many seeds as there are rounds, once in float32, not compiled, and
 once in bf16, compiled where there is a GPU (on a CPU compiling changes rounding alone, and takes a minute). A seed
