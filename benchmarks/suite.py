@@ -67,7 +67,7 @@ def run_suite(
     with tempfile.TemporaryDirectory(prefix="whence-bench-") as work:
         if store is None:
             store = Path(work) / "store"
-            console.print("no store is named with --store, and there is no stores/demo: making one of 256 clips")
+            console.print("no --store is named, and there is no stores/demo to read: making one of 256 clips")
             made = _in_process(Part(name="make_store", options={"clips": 256}), store, rounds, None, None)
             if made:
                 left_out.append(f"what reads a store: make_store {made}")

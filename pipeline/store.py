@@ -14,9 +14,8 @@ import struct
 import threading
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import lmdb
 import msgpack
 import numpy as np
 
@@ -24,6 +23,9 @@ from configs.errors import UserError
 from configs.id_lists import load_list
 from configs.ids import normalise_id, source_of
 from pipeline.record import RECORD_VERSION, Record, RecordView
+
+if TYPE_CHECKING:
+    import lmdb
 
 STORE_FORMAT = "whence-store"
 STORE_VERSION = 2
@@ -123,7 +125,11 @@ class _Environments:
             self._pid = os.getpid()
 
     @staticmethod
-    def _start(path: str) -> tuple[lmdb.Environment, lmdb.Transaction]:
+    def _start(path: str) -> "tuple[lmdb.Environment, lmdb.Transaction]":
+        try:
+            import lmdb  # here: batches of noise, and benchmarks with them, need none
+        except ImportError as error:
+            raise UserError("reading a store needs lmdb, which is not installed: pip install lmdb") from error
         try:
             # readahead stays on: records span dozens of pages, and without it every page of a cold one is a fault.
             environment = lmdb.open(path, readonly=True, lock=False, readahead=True, create=False)
