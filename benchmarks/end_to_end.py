@@ -5,7 +5,8 @@ augmenting), the loop with a few batches that stay in memory (the step alone), o
 pinned memory, and reading whole records from disk that are in no cache. A window is the end of an epoch, so nothing is
 made ahead of it and nothing is left over; the first batch of a window is waited for in full. The wait for data is the
 loop's own figure. The field's way beside it: its loader for the method (`benchmarks.field_ways`) in as many processes
-as ours has threads, and its eager float32 step (`benchmarks.field_steps`). Weights are drawn, and nothing is scored.
+as ours has threads, and its eager float32 step (`benchmarks.field_steps`). On a CPU loader and step share the cores:
+CPU time is compared, and the field's loader works in the loop's process. Weights are drawn, and nothing is scored.
 A good answer: training at 0.95 of its slowest part or more; several times the field's way.
 """
 
@@ -44,9 +45,7 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--set", dest="changes", nargs="+", default=[], metavar="KEY=VALUE", help="changes")
     parser.add_argument("--batch", type=int, help="clips; default: the preset's on a GPU, 16 on a CPU")
     parser.add_argument("--steps", type=int, help="of a window; default: 50 on a GPU, 4 on a CPU")
-    parser.add_argument(
-        "--workers", type=int, help="threads of our loader, processes of the field's; default: by cores"
-    )
+    parser.add_argument("--workers", type=int, help="threads of our loader; on a GPU also processes of the field's")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="auto: a GPU if there is one")
 
 
@@ -90,21 +89,23 @@ def run(
         if place.type == "cuda":
             variants["copy"] = _copies(config, place, steps)
             notes["copy"] = "from pinned memory"
-        usual = _field(stack, config, folder, place, steps, workers, cores)
+        usual = _field(config, folder, place, steps, workers if place.type == "cuda" else 0)
         if usual is not None:
             variants["field's way"], notes["field's way"] = usual
-        figures = measure("end_to_end", variants, rounds, notes, by="wall", device=place)
-        waits = loop.wait_shares()[-rounds:]
-        disk = measure(
-            "end_to_end", {"disk": disk_reads(store)}, rounds, {"disk": "whole records, no cache"}, by="wall"
-        )
+        figures = measure("end_to_end", variants, rounds, notes, device=place)
+        waits = loop.wait_shares()[-figures[0].rounds :]
+        reads, note = {"disk": disk_reads(store)}, {"disk": "whole records, from no cache"}
+        (disk,) = measure("end_to_end", reads, rounds, note, by="wall")
     facts = {
         "method": method, "batch": clips, "steps": steps, "workers": workers, "precision": config.train.precision,
         "compiled": config.train.compile, "wait_share": round(statistics.median(waits), 4), "device": place.type,
     }  # fmt: skip
-    rates = {figure.variant: figure.value for figure in [*figures, *disk]}
+    rates = {figure.variant: 1000 / figure.cpu_ms if figure.by == "cpu" else figure.value for figure in figures}
+    if disk.value < figures[0].value:
+        rates["disk"] = disk.value
     slowest = min(("step", "loader", "copy"), key=lambda name: rates.get(name, float("inf")))
-    report([*figures, *disk], slowest, out, facts, "field's way" if usual else None)
+    report(figures, slowest, out, facts, "field's way" if usual else None)
+    report([disk], None, out, facts)
     Console().print(verdict(rates, statistics.median(waits), facts, cores), soft_wrap=True, highlight=False)
 
 
@@ -190,7 +191,7 @@ def _pinned(value: Any) -> Any:
 
 
 def _field(
-    stack: ExitStack, config: RunConfig, folder: Path, device: torch.device, steps: int, workers: int, cores: int
+    config: RunConfig, folder: Path, device: torch.device, steps: int, workers: int
 ) -> tuple[Callable[[], int], str] | None:
     """The field's training on the clips of the store, and a note; None, and why, if it cannot be had here."""
     from benchmarks.field_ways import WAYS, field_batches, read_clips, write_clips
@@ -218,7 +219,8 @@ def _field(
             step(given.to(device))
         return steps * batch
 
-    return take, f"{way.about}; {step.about}; {workers} processes, whose CPU time is not counted"
+    where = f"{workers} processes, whose CPU time is not counted" if workers else "read where it trains"
+    return take, f"{way.about}; {step.about}; {where}"
 
 
 def _float32(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -264,8 +266,8 @@ _ADVICE = {
 def verdict(rates: Mapping[str, float], wait_share: float, facts: Mapping[str, Any], cores: int) -> str:
     """One sentence: what bounds training here, by how much, and which option to change.
 
-    rates: clips/s of "training" and of its parts alone. The disk is named only if it could not feed training from
-    nothing in memory, which holds for the first epoch, and for all of them if memory does not hold the store.
+    rates: clips/s of "training" and of its parts alone, on a CPU of CPU time. "disk" is among them only where it could
+    not feed training, which counts in the first epoch, and in all of them if memory does not hold the store.
     """
     parts = {name: rates[name] for name in ("step", "loader", "copy") if name in rates}
     slowest = min(parts, key=lambda name: parts[name])
@@ -278,10 +280,11 @@ def verdict(rates: Mapping[str, float], wait_share: float, facts: Mapping[str, A
     more = f"data.loader.threads={cores}, " if facts["workers"] < cores and facts["device"] == "cuda" else ""
     loader = f"{more}data.image.pixels=raw from a store packed with --pixels both"
     advice = _ADVICE[slowest].format(step=", ".join(step), loader=loader)
+    of_cpu = " of CPU time" if facts["device"] == "cpu" else ""
     disk = ""
-    if rates["disk"] < rates["training"]:
+    if "disk" in rates:
         disk = f"; from disk alone only {rates['disk']:.4g} clips/s come, so {_ADVICE['disk']}"
     return (
-        f"bound by the {slowest}: alone it does {parts[slowest]:.4g} clips/s ({others}), and training "
+        f"bound by the {slowest}: alone it does {parts[slowest]:.4g} clips/s{of_cpu} ({others}), and training "
         f"{rates['training']:.4g}, waiting for data {wait_share:.0%} of the time; {advice}{disk}."
     )

@@ -11,6 +11,7 @@ environment of its own. The ceiling is the bare JPEG decode of the same pictures
 A good answer: each of the field's 5 times our CPU time or more; the general formats not below ours.
 """
 
+import importlib
 import importlib.util
 import io
 import itertools
@@ -69,8 +70,9 @@ def run(
     """Measure on `store`, print, and append rows to `out`."""
     for name in ways or []:
         if name not in WAYS:
+            known = list(WAYS)
             raise UserError(
-                f"no loader of the field named '{name}'; there are: {', '.join(WAYS)}.{nearest(name, WAYS)}"
+                f"no loader of the field named '{name}'; there are: {', '.join(known)}.{nearest(name, known)}"
             )
     if clips < 4:
         raise UserError(f"--clips must be at least 4, found {clips}")
@@ -219,8 +221,7 @@ def _changed(
 
 
 def _webdataset(folder: Path, clips: list[Clip]) -> Iterator[Any]:
-    import webdataset
-
+    webdataset: Any = importlib.import_module("webdataset")  # it does not tell a type checker what it exports
     folder.mkdir()
     with webdataset.TarWriter(str(folder / "clips.tar")) as tar:
         for clip_id, jpeg, window in clips:

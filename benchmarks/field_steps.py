@@ -142,7 +142,7 @@ class FieldStep:
         self.optimizer = kind(groups, lr=optim.lr, weight_decay=optim.weight_decay)
         self.weights = self.objective.weights_at(_START, device)
         self.half = config.model.name == "jsa" and device.type == "cuda"
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.half)
+        self.scaler = torch.GradScaler(device.type, enabled=self.half)
         self.about = f"{'fp16' if self.half else 'fp32'}, eager, NCHW"
 
     def __call__(self, batch: Batch) -> None:

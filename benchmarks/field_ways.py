@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision import transforms
-from torchvision.transforms.functional import resize
+from torchvision.transforms.functional import normalize, resize, to_tensor
 
 from configs.errors import UserError
 from model.standardise import IMAGENET
@@ -119,8 +119,9 @@ class SSLAlign(FieldWay):
         return {"image": self.plain(row), "spectrogram": self.sound(row)}
 
     def plain(self, row: int) -> Tensor:
-        pixels = transforms.functional.to_tensor(self.picture(row))
-        return transforms.functional.normalize(resize(pixels, [_SIZE_PX, _SIZE_PX], _BICUBIC), *IMAGENET)
+        pixels = to_tensor(self.picture(row))
+        mean, std = map(list, IMAGENET)
+        return normalize(resize(pixels, [_SIZE_PX, _SIZE_PX], _BICUBIC), mean, std)
 
     def sound(self, row: int) -> Tensor:
         samples, rate_hz = _read_wav(self.folder / "audio" / f"{self.names[row]}.wav")
@@ -169,7 +170,7 @@ class SIRA(FieldWay):
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         samples, rate_hz = _read_wav(self.folder / "audio_22050" / f"{self.names[row]}.wav")
-        flow = [self.change(self.picture(row, axis)) for axis in ("flow_x", "flow_y")]
+        flow: list[Any] = [self.change(self.picture(row, axis)) for axis in ("flow_x", "flow_y")]
         return {
             "image": self.change(self.picture(row)),
             "flow": torch.cat(flow),

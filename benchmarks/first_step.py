@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.harness import Figure, half_interval, peak_mb
-from configs.errors import UserError
+from configs.errors import UserError, run_command
 
 STAGES = ("imports", "model, store, loader", "first batch", "first step", "second step")
 
@@ -105,4 +105,4 @@ def figures_of(benchmark: str, kind: str, runs: Sequence[Mapping[str, tuple[floa
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command(main)

@@ -65,7 +65,7 @@ def run(
 ) -> None:
     """Measure on `store`, print, and append rows to `out`."""
     place = chosen_device(device)
-    if min([*(batches or []), *(threads or []), *(ranks or []), *(sizes or []), *(made or []), 1]) < 1:
+    if any(value < 1 for values in (batches, threads, ranks, sizes, made) for value in values or ()):
         raise UserError("--batches, --threads, --ranks, --sizes and --made must be above 0")
     keep_freed_memory()
     cores = len(os.sched_getaffinity(0))
@@ -161,11 +161,10 @@ def _clips(
 
 
 def _made(folder: Path, sizes: Sequence[int]) -> list[tuple[int, tuple[Path, Path | None]]]:
-    from benchmarks.make_store import make
-    from configs.load import load_frontend
+    from benchmarks import make_store
 
     for clips in sizes:
-        make(folder / f"{clips}", clips, 10.0, [load_frontend("ez_vsl")], False, None)
+        make_store.run(folder / f"{clips}", 0, None, clips=clips, frontend=["ez_vsl"], no_waveform=True)
     return [(clips, (folder / f"{clips}", None)) for clips in sizes]
 
 

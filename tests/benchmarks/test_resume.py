@@ -11,4 +11,6 @@ def test_it_saves_reads_and_goes_on(packed_store: Path, tmp_path: Path, capsys: 
     assert main([*asked, "--out", str(tmp_path)]) == 0
     rows = (tmp_path / "resume.csv").read_text()
     assert all(f"resume,{name}," in rows for name in ("write", "read", '"first batch, middle"', "--resume: imports"))
-    assert "at step 3" in " ".join(capsys.readouterr().out.split()), "16 clips are 4 steps, it was saved after 2"
+    assert "first step, step 3," in " ".join(capsys.readouterr().out.split()), (
+        "16 clips are 4 steps, it was saved after 2"
+    )
