@@ -157,7 +157,7 @@ def _facts(net: FromWaveform, checkpoint: Checkpoint, found: Localization) -> di
     }
     if "flow" in net.model.inputs.fields:
         facts["flow"] = (
-            f"float32, (batch, 2, {image.size_px}, {image.size_px}): motion to the right and down, cut and resized with "
-            "the picture, in the unit of the store that the method was trained on"
+            f"float32, (batch, 2, {image.size_px}, {image.size_px}): motion to the right and down, cut and resized "
+            "with the picture, in the unit of the store that the method was trained on"
         )
     return facts

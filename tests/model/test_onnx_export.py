@@ -130,7 +130,7 @@ def test_every_method_behind_its_front_end(name: str, run_of: Callable, real_sto
 
 def test_what_cannot_be_exported(run_of: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out = tmp_path / "map.onnx"
-    with pytest.raises(ValueError, match="no checkpoint at .*none"):
+    with pytest.raises(ValueError, match=r"no checkpoint at .*none"):
         main(["export-onnx", str(tmp_path / "none"), str(out)])
     run, _, _ = run_of("ez_vsl")
     (tmp_path / "text.pt").write_text("no checkpoint")
