@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from av.container import OutputContainer
 from rich.progress import Progress
-from torch import Tensor
 
 from configs.errors import UserError
 from examples.localization import Heard, Localizer, Maps, refusals_explained
@@ -31,8 +30,8 @@ _ENCODERS = {"libx264": {"preset": "veryfast", "crf": "20"}, "mpeg4": {"qscale":
 
 
 class Heat:
-    """One map of a clip as heat over its pictures: brought to 0 .. 255 between the least and the largest value that it
-    takes in the whole clip, and smooth in time.
+    """One map of a clip as heat over its pictures: every moment's map brought to 0 .. 255 between its own least and
+    largest value, as most protocols do, and smooth in time.
     """
 
     def __init__(self, localizer: Localizer, maps: Maps, name: str) -> None:
@@ -40,26 +39,22 @@ class Heat:
         self._native = maps.named[name]
         self._part = maps.part
         self._times_s = np.array([picture.time_s for picture in maps.pictures])
-        sizes = [(each.min().item(), each.max().item()) for each in map(self._resized, self._native)]
-        self.low, self.high = min(low for low, _ in sizes), max(high for _, high in sizes)
-
-    def _resized(self, native: Tensor) -> Tensor:
-        return self._protocol.resize(native[None])[0]
 
     def at(self, time_s: float, size: tuple[int, int]) -> np.ndarray:
         """`(height, width)` uint8 at a time of the file, linear between the pictures that have a map; size: (width,
-        height). What the method did not see is 0; a map that never changes is 255 everywhere, as in reports.
+        height). What the method did not see is 0; a flat map is 255 everywhere, as in reports.
         """
         place = float(np.interp(time_s, self._times_s, np.arange(len(self._times_s))))
         before = int(place)
         native = self._native[before]
         if place > before:
             native = native.lerp(self._native[before + 1], place - before)
-        span = self.high - self.low
-        share = (self._resized(native) - self.low) / span if span else torch.ones_like(self._resized(native))
+        resized = self._protocol.resize(native[None])[0]
+        low, high = resized.min(), resized.max()
+        share = (resized - low) / (high - low) if high > low else torch.ones_like(resized)
         x0, y0, x1, y1 = (round(edge * side) for edge, side in zip(self._part, (*size, *size)))
         heat = np.zeros((size[1], size[0]), np.uint8)
-        levels = (share.clamp(0, 1) * 255).round().byte().numpy()
+        levels = (share * 255).round().byte().numpy()
         heat[y0:y1, x0:x1] = cv2.resize(levels, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR)
         return heat
 

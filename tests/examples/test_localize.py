@@ -169,9 +169,10 @@ def test_heat_is_smooth_in_time_and_covers_what_the_method_saw(localizer: Locali
     heat = Heat(localizer, maps, OWN)
     first, second = (picture.time_s for picture in maps.pictures[:2])
     ends, middle = [heat.at(time_s, (96, 64)) for time_s in (first, second)], heat.at((first + second) / 2, (96, 64))
-    assert np.abs(np.mean(ends, axis=0) - middle).max() <= 1.5 and not np.array_equal(*ends)
-    every = np.stack([heat.at(picture.time_s, (96, 64)) for picture in maps.pictures])
-    assert every.min() <= 5 and every.max() >= 250
+    assert not np.array_equal(*ends)
+    mean = replace(maps, named={OWN: maps.named[OWN][:2].mean(0, keepdim=True)}, pictures=maps.pictures[:1])
+    assert np.abs(Heat(localizer, mean, OWN).at(first, (96, 64)).astype(int) - middle).max() <= 1
+    assert all(each.min() == 0 and each.max() >= 250 for each in (*ends, middle))
     half = Heat(localizer, replace(maps, part=(0.25, 0, 0.75, 1)), OWN).at(first, (96, 64))
     assert not half[:, :24].any() and not half[:, 72:].any() and half[:, 24:72].any()
 
