@@ -2,7 +2,8 @@
 a machine `torchrun --nproc-per-node N train.py ...`.
 
 --resume goes on where the run folder stands, or begins. --plan trains nothing: it prints what a run takes, in memory
-and time, on this machine. --profile writes a trace of a few steps and prints where their time goes.
+and time, on this machine; --plan=h200 estimates it for a GPU that is not at hand. --profile writes a trace of a few
+steps and prints where their time goes.
 
 The loop: build, restore, step, log, evaluate, save. It names no method, data set, loss or metric.
 """
@@ -43,6 +44,7 @@ from pipeline.training_data import TrainingData
 console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)  # a log file has no width of its own
 
 FLAGS = ("--resume", "--plan", "--profile")
+PLAN_FOR = "--plan="
 
 
 def main(argv: list[str]) -> int:
@@ -50,15 +52,19 @@ def main(argv: list[str]) -> int:
         print(__doc__)
         return 0
     asked = {flag for flag in FLAGS if flag in argv}
-    config = load_config([argument for argument in argv if argument not in FLAGS])
+    named_gpu = next((argument.removeprefix(PLAN_FOR) for argument in argv if argument.startswith(PLAN_FOR)), None)
+    config = load_config([each for each in argv if each not in FLAGS and not each.startswith(PLAN_FOR)])
     device = choose_device(config)
     if device.type == "cpu":
         keep_freed_memory()
     if config.train.cpu_threads:
         torch.set_num_threads(config.train.cpu_threads)
     choose_fused_pairs(config.train.fused_pairs, device)
-    if "--plan" in asked:
-        print_plan(config, device, console, batch_of=synthetic_batch, sizes_of=store_sizes, free_bytes=free_bytes)
+    if "--plan" in asked or named_gpu is not None:
+        print_plan(
+            config, device, console, batch_of=synthetic_batch, sizes_of=store_sizes, free_bytes=free_bytes,
+            gpu=named_gpu,
+        )  # fmt: skip
         return 0
     ranks = Ranks(device)
     console.quiet = not ranks.main

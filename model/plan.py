@@ -1,4 +1,4 @@
-"""What a run will take, in memory and time, found out before it starts."""
+"""What a run will take, in memory and time, found out before it starts: here, or estimated for a GPU by its name."""
 
 import statistics
 import time
@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.utils.flop_counter import FlopCounterMode
 
 from configs.errors import UserError
 from configs.schema import RunConfig
@@ -15,48 +14,15 @@ from model.base import Progress
 from model.build import build_objective, without_initial_weights
 from model.objective import Objective, as_configured
 from model.optim import build_optimizer
+from model.work import GPU, MATRIX_SHARE, PASSES, TUNED, count_work, find_gpu
 from pipeline.batch import Batch
 
-_SMALL = 4
-"""Clips of the batches that operations and saved tensors are counted on."""
 _CPU_BATCH = 16
 """Clips of the timed batches on a CPU, where larger ones are not faster."""
 _WARM_UP_STEPS, _STEPS, _TIME_S = 2, 10, 30.0
 _GB = 1e9
-
-
-class _SavedBytes:
-    """Bytes that a forward pass keeps for the backward pass, each memory block once, parameters apart."""
-
-    def __init__(self, objective: Objective) -> None:
-        self._own = {tensor.untyped_storage().data_ptr() for tensor in objective.state_dict().values()}
-
-    def of(self, objective: Objective, batch: Batch, weights: torch.Tensor) -> int:
-        kept: dict[int, int] = {}
-
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            block = tensor.untyped_storage()
-            if block.data_ptr() not in self._own:
-                kept[block.data_ptr()] = block.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            losses = objective(batch, weights)  # alive until the end, so that no address is used twice
-        del losses
-        return sum(kept.values())
-
-
-def count_flops(objective: Objective, batch: Batch, weights: torch.Tensor) -> tuple[float, float]:
-    """Floating-point operations a clip of the forward pass, and of forward and backward pass together.
-
-    Matrix products and convolutions count, a multiplication and an addition as two; everything else does not.
-    """
-    clips = len(batch.clip_id)
-    with FlopCounterMode(display=False) as forward, torch.no_grad():
-        objective(batch, weights)
-    with FlopCounterMode(display=False) as both:
-        objective(batch, weights).total.backward()
-    return forward.get_total_flops() / clips, both.get_total_flops() / clips
+_LISTED_CLIPS = 144_000
+"""Clips of the field's usual training list: what an epoch is told for when no store is at hand."""
 
 
 def time_steps(
@@ -94,51 +60,85 @@ def print_plan(
     batch_of: Callable[..., Batch],
     sizes_of: Callable[..., dict[str, int]],
     free_bytes: Callable[[torch.device], int],
+    gpu: str | None = None,
 ) -> None:
     """Measure and print. batch_of(data, inputs, clips, device): noise of the shapes of a training batch.
     sizes_of(data, inputs): clips and bytes of the store. free_bytes(device): memory that is free now.
+
+    gpu: estimate for a GPU of this name instead, and measure nothing. Raises: UserError if it is not known.
     """
+    named = None if gpu is None else find_gpu(gpu)
     objective = build_objective(without_initial_weights(config.model)).to(device).train()
     if config.train.channels_last:
         objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     spec, data = objective.model.inputs, config.data
-    free = free_bytes(device)
+    free = named.memory_bytes if named else free_bytes(device)
     weights = objective.weights_at(Progress(step=0, epoch=float("inf"), total_steps=1), device)
     parameters = list(objective.parameters())
     trained = sum(each.numel() for each in parameters if each.requires_grad)
 
-    table = Table("what", "how much", "how it was found", title=f"{config.model.name} on {device}")
+    table = Table("what", "how much", "how it was found", title=f"{config.model.name} on {gpu or device}")
     table.add_row("parameters, all", f"{sum(each.numel() for each in parameters) / 1e6:.2f} M", "counted")
     table.add_row("parameters, trained", f"{trained / 1e6:.2f} M", "counted")
-    small, double = (batch_of(data, spec, clips, device) for clips in (_SMALL, 2 * _SMALL))
-    forward, both = count_flops(objective, small, weights)
-    counted = f"products and convolutions of {_SMALL} clips; a multiplication and an addition are two"
-    table.add_row("forward pass", f"{forward / 1e9:.2f} GFLOP a clip", counted)
-    table.add_row("training step", f"{both / 1e9:.2f} GFLOP a clip", counted)
-
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-        saved = _SavedBytes(objective)
-        one, two = saved.of(objective, small, weights), saved.of(objective, double, weights)
-    activations = one + (two - one) / _SMALL * (data.batch_size - _SMALL)
-    table.add_row(
-        "activations", f"{activations / _GB:.2f} GB",
-        f"kept for the backward pass of {_SMALL} and {2 * _SMALL} clips, not compiled; as a line to {data.batch_size}",
-    )  # fmt: skip
+    clips = data.batch_size
+    work = count_work(config, batch_of(data, spec, 1, torch.device("cpu")))
+    counted = "matrix products and convolutions; a multiplication and an addition are two"
+    table.add_row("forward pass", f"{work.forward_flops.total() / clips / 1e9:.2f} GFLOP a clip", counted)
+    table.add_row("training step", f"{work.flops.total() / clips / 1e9:.2f} GFLOP a clip", counted)
+    kept = f"kept for the backward pass of {clips} clips, not compiled; counted"
+    table.add_row("activations", f"{work.kept_bytes / _GB:.2f} GB", kept)
     slots = {"adam": 2, "adamw": 2, "sgd": 1}[config.optim.name]
     state = sum(tensor.nbytes for tensor in objective.state_dict().values())
     fixed = state * (2 if config.train.ema else 1) + 4 * trained * (1 + slots)
     table.add_row("weights, gradients, optimizer", f"{fixed / _GB:.2f} GB", "counted")
-    needed = activations + fixed
-    clips = _add_data(table, config, objective, sizes_of)
-    if data.loader.name == "resident" and clips and getattr(data.loader, "memory", "") == "device":
-        needed += clips["decoded"]
+    needed = work.kept_bytes + fixed
+    sizes = _add_data(table, config, objective, sizes_of)
+    if data.loader.name == "resident" and sizes and getattr(data.loader, "memory", "") == "device":
+        needed += sizes["decoded"]
+    if named:
+        _add_estimate(table, config, work.seconds(named) / clips, named, sizes["clips"] if sizes else _LISTED_CLIPS)
+    else:
+        needed = max(needed, _add_measurement(table, config, objective, weights, batch_of, device, free, sizes))
+    verdict = "yes" if needed < 0.9 * free else "tight" if needed < free else "no"
+    where = f"of {gpu}" if named else f"that were free on {device}"
+    table.add_row("fits", verdict, f"{needed / _GB:.2f} GB of {free / _GB:.2f} GB {where}")
+    console.print(table)
 
+
+def _add_estimate(table: Table, config: RunConfig, clip_s: float, gpu: GPU, clips: int) -> None:
+    """Rows on the rate of a GPU that is not at hand. clip_s: what the model says; clips: of an epoch."""
+    low, high = (share / clip_s for share in TUNED)
+    table.add_row(
+        "training rate", f"{low:.0f} to {high:.0f} clips/s",
+        f"estimated, not measured: {TUNED[0]} to {TUNED[1]} of a model, convolutions at {MATRIX_SHARE:.0%} of "
+        f"{gpu.flops_per_s / 1e12:.0f} TFLOP/s in bf16, half of it in float32, then {PASSES[0]:g} passes forward "
+        f"and {PASSES[1]:g} backward over their outputs at {gpu.bytes_per_s / 1e12:.1f} TB/s; "
+        "many small kernels, as of slot attention, cost more",
+    )  # fmt: skip
+    how = "estimated, not measured, without scoring or waiting for data"
+    table.add_row("an epoch", f"{clips / high:.0f} to {clips / low:.0f} s", f"{clips:,} clips; {how}")
+    run_h = config.train.epochs * clips / 3600
+    table.add_row("the run", f"{run_h / high:.2g} to {run_h / low:.2g} h", f"{config.train.epochs} epochs; {how}")
+
+
+def _add_measurement(
+    table: Table,
+    config: RunConfig,
+    objective: Objective,
+    weights: torch.Tensor,
+    batch_of: Callable[..., Batch],
+    device: torch.device,
+    free: float,
+    sizes: dict[str, int] | None,
+) -> float:
+    """Rows on the rate of this device; returns the bytes that the steps took, 0 where that is not known."""
+    data, spec, needed = config.data, objective.model.inputs, 0.0
     timed_clips = data.batch_size if device.type == "cuda" else min(_CPU_BATCH, data.batch_size)
     try:
         seconds = time_steps(config, objective, batch_of(data, spec, timed_clips, device), weights, device)
     except torch.OutOfMemoryError:
         table.add_row("training rate", "not measured", f"a batch of {timed_clips} clips does not fit into {device}")
-        needed = max(needed, free + 1)
+        needed = free + 1
     else:
         rates = sorted(timed_clips / each for each in seconds)
         rate = statistics.median(rates)
@@ -147,17 +147,15 @@ def print_plan(
             "training rate", f"{rate:.1f} clips/s ({rates[0]:.1f} to {rates[-1]:.1f})",
             f"median and range of {len(rates)} steps on {timed_clips} clips of noise, {how}",
         )  # fmt: skip
-        if clips:
-            epoch_s = clips["clips"] / rate
+        if sizes:
+            epoch_s = sizes["clips"] / rate
             table.add_row("an epoch", f"{epoch_s / 60:.1f} min", "at this rate, if data is never waited for")
             table.add_row("the run", f"{config.train.epochs * epoch_s / 3600:.1f} h", "without scoring")
         if device.type == "cuda":
             measured = torch.cuda.max_memory_allocated(device)
             table.add_row("peak of these steps", f"{measured / _GB:.2f} GB", "measured")
-            needed = max(needed, measured)
-    verdict = "yes" if needed < 0.9 * free else "tight" if needed < free else "no"
-    table.add_row("fits", verdict, f"{needed / _GB:.2f} GB of {free / _GB:.2f} GB that were free on {device}")
-    console.print(table)
+            needed = measured
+    return needed
 
 
 def _add_data(

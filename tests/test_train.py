@@ -312,6 +312,12 @@ def test_a_plan_trains_nothing(run, tmp_path: Path, packed_store: Path, capsys: 
     assert not (tmp_path / "run").exists()
     assert train.main([str(config), "data.store=nowhere", "--plan"]) == 0
     assert "no store at nowhere" in capsys.readouterr().out
+    assert train.main([str(config), "data.store=nowhere", "--plan=h200"]) == 0
+    shown = capsys.readouterr().out
+    for word in ("estimated, not measured", "144,000 clips", "of h200"):
+        assert word in shown
+    with pytest.raises(UserError, match="no rates of a GPU 'abacus'"):
+        train.main([str(config), "--plan=abacus"])
 
 
 def test_a_profile_shows_its_stages(
