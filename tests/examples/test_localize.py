@@ -172,7 +172,7 @@ def test_heat_is_smooth_in_time_and_covers_what_the_method_saw(localizer: Locali
     assert not np.array_equal(*ends)
     mean = replace(maps, named={OWN: maps.named[OWN][:2].mean(0, keepdim=True)}, pictures=maps.pictures[:1])
     assert np.abs(Heat(localizer, mean, OWN).at(first, (96, 64)).astype(int) - middle).max() <= 1
-    assert all(each.min() == 0 and each.max() >= 250 for each in (*ends, middle))
+    assert all(each.min() <= 10 and each.max() >= 240 for each in (*ends, middle))
     half = Heat(localizer, replace(maps, part=(0.25, 0, 0.75, 1)), OWN).at(first, (96, 64))
     assert not half[:, :24].any() and not half[:, 72:].any() and half[:, 24:72].any()
 
