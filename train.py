@@ -1,9 +1,8 @@
 """Train any method on any store: `python train.py CONFIG [key=value ...] [--resume] [--plan] [--profile]`; on N GPUs of
 a machine `torchrun --nproc-per-node N train.py ...`.
 
---resume goes on where the run folder stands, or begins. --plan trains nothing: it prints what a run takes, in memory
-and time, on this machine; --plan=h200 estimates it for a GPU that is not at hand. --profile writes a trace of a few
-steps and prints where their time goes.
+--resume goes on where the run folder stands, or begins. --plan trains nothing: it prints the memory and time of a run
+here; --plan=h200 estimates them for a GPU by name. --profile writes a trace of some steps and prints their stages.
 
 The loop: build, restore, step, log, evaluate, save. It names no method, data set, loss or metric.
 """
@@ -43,8 +42,7 @@ from pipeline.training_data import TrainingData
 
 console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)  # a log file has no width of its own
 
-FLAGS = ("--resume", "--plan", "--profile")
-PLAN_FOR = "--plan="
+FLAGS, PLAN_FOR = ("--resume", "--plan", "--profile"), "--plan="
 
 
 def main(argv: list[str]) -> int:
@@ -61,10 +59,8 @@ def main(argv: list[str]) -> int:
         torch.set_num_threads(config.train.cpu_threads)
     choose_fused_pairs(config.train.fused_pairs, device)
     if "--plan" in asked or named_gpu is not None:
-        print_plan(
-            config, device, console, batch_of=synthetic_batch, sizes_of=store_sizes, free_bytes=free_bytes,
-            gpu=named_gpu,
-        )  # fmt: skip
+        sources = {"batch_of": synthetic_batch, "sizes_of": store_sizes, "free_bytes": free_bytes}
+        print_plan(config, device, console, **sources, gpu=named_gpu)
         return 0
     ranks = Ranks(device)
     console.quiet = not ranks.main
