@@ -131,8 +131,7 @@ class Training:
         restore_parts(checkpoint, str(where), self.model, self.optimizer, self.loader, self.ranks)
         self.step, self.history = checkpoint.step, checkpoint.history
         self.loss.epoch = list(checkpoint.record["epoch_loss"])
-        self.selection.best = checkpoint.record.get("best")
-        self.unscored = checkpoint.record["unscored"]
+        self.selection.best, self.unscored = checkpoint.record.get("best"), checkpoint.record["unscored"]
         if self.unscored and self.history and self.history[-1]["step"] == self.step:
             self.unscored = self.history[-1]
 
