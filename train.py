@@ -60,8 +60,7 @@ def main(argv: list[str]) -> int:
     choose_fused_pairs(config.train.fused_pairs, device)
     if "--plan" in asked or named_gpu is not None:
         sources = {"batch_of": synthetic_batch, "sizes_of": store_sizes, "free_bytes": free_bytes}
-        print_plan(config, device, console, **sources, gpu=named_gpu)
-        return 0
+        return print_plan(config, device, console, **sources, gpu=named_gpu)
     ranks = Ranks(device)
     console.quiet = not ranks.main
     keep_negatives_apart(config.train.negatives == "shard")

@@ -61,8 +61,8 @@ def print_plan(
     sizes_of: Callable[..., dict[str, int]],
     free_bytes: Callable[[torch.device], int],
     gpu: str | None = None,
-) -> None:
-    """Measure and print. batch_of(data, inputs, clips, device): noise of the shapes of a training batch.
+) -> int:
+    """Measure and print; the exit code. batch_of(data, inputs, clips, device): noise of the shapes of a training batch.
     sizes_of(data, inputs): clips and bytes of the store. free_bytes(device): memory that is free now.
 
     gpu: estimate for a GPU of this name instead, and measure nothing. Raises: UserError if it is not known.
@@ -103,6 +103,7 @@ def print_plan(
     where = f"of {gpu}" if named else f"that were free on {device}"
     table.add_row("fits", verdict, f"{needed / _GB:.2f} GB of {free / _GB:.2f} GB {where}")
     console.print(table)
+    return 0
 
 
 def _add_estimate(table: Table, config: RunConfig, clip_s: float, gpu: GPU, clips: int) -> None:
