@@ -1,6 +1,5 @@
 """A checkpoint as one ONNX file: pictures and waveforms in, localization maps out, the front-end included."""
 
-import io
 import json
 import logging
 import warnings
@@ -105,9 +104,7 @@ def _program(net: FromWaveform, facts: dict[str, str]) -> bytes:
         )
     assert program is not None
     program.model.metadata_props.update(facts)
-    file = io.BytesIO()
-    program.save(file)
-    return file.getvalue()
+    return program.model_proto.SerializeToString()
 
 
 @contextmanager
