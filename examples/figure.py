@@ -128,7 +128,7 @@ def draw(pictures: Sequence[Picture], sounds: dict[str, Tensor], labels: Sequenc
     for column, picture in enumerate(pictures):
         places = axes[:, column]
         places[0].imshow(picture.plain()[:, :, ::-1])
-        places[1].imshow(sounds[picture.clip_id], origin="lower", aspect="auto", cmap="magma")
+        places[1].imshow(sounds[picture.clip_id].numpy(), origin="lower", aspect="auto", cmap="magma")
         for place, layer in zip(places[2:], picture.layers):
             place.imshow(picture.overlay(layer)[:, :, ::-1])
         (places[0].set_title if upright else places[0].set_ylabel)(picture.clip_id, fontsize=9)
