@@ -33,9 +33,10 @@ demo: env
 test: env
 	$(SINGLE) $(PY) -m pytest -n 2 -m "not slow and not gpu"
 
-# Ray and timm are extras that the slow tests exercise too.
+# The slow tests exercise what these extras bring.
+EXTRAS := --extra ray --extra timm --extra app --extra onnx --extra tour
 test-slow: env
-	.venv/bin/uv pip install --quiet --python $(PY) -c constraints/$(STACK).txt -r pyproject.toml --extra ray --extra timm
+	.venv/bin/uv pip install --quiet --python $(PY) -c constraints/$(STACK).txt -r pyproject.toml $(EXTRAS)
 	$(SINGLE) $(PY) -m pytest -n 2 -m "slow and not gpu"
 
 lint: env
