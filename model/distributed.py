@@ -59,8 +59,13 @@ class _ContiguousGradient(torch.autograd.Function):
 
 def own_columns(rows: int, device: torch.device) -> Tensor:
     """(rows,) int64: where this rank's rows stand among those of all ranks."""
-    first = dist.get_rank() * rows if _ranks() > 1 else 0
+    first = first_own_column(rows)
     return torch.arange(first, first + rows, device=device)
+
+
+def first_own_column(rows: int) -> int:
+    """The first of `own_columns`."""
+    return dist.get_rank() * rows if _ranks() > 1 else 0
 
 
 def all_rows(rows: int) -> int:

@@ -12,10 +12,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from configs.errors import UserError
+from model.distributed import first_own_column, gathered
 from model.kernels.pooled_pairs import chunk_images, pooled_pairs
 
 MAP_BYTES = 1 << 30
 """Of a map of all pairs in float32, above which it is not made whole."""
+
+_PLAIN_STEPS = 60.0
+"""How far, in units of its softness, a cosine may be from the border so that its weight is far from float32's least."""
 
 _fused: Literal["auto", "never", "always"] = "auto"
 
@@ -70,11 +74,36 @@ def all_pairs_soft_mean(image_features: Tensor, audio_features: Tensor, border: 
     return _without_map(image_features, audio_features, [border, softness], chunk)
 
 
+def own_map_and_all_pairs_soft_mean(
+    image_features: Tensor, audio_features: Tensor, border: float, softness: float
+) -> tuple[Tensor, Tensor]:
+    """Every image's cells against its own sound, (B, h * w), and `all_pairs_soft_mean` against the sounds of all ranks.
+
+    Args: image_features (B, D, h, w) and audio_features (B, D) of this rank, unit length over D.
+    """
+    sounds = gathered(audio_features)
+    if images_at_a_time(image_features, sounds) is None:
+        # The own pairs stand in the map: a product of their own, with its backward pass, takes as long as the map.
+        cosines = all_pairs(image_features, sounds)
+        return own_pairs(cosines, 2).mT, soft_mean(cosines, border, softness)
+    own = own_pair_map(image_features, audio_features).flatten(1)
+    return own, all_pairs_soft_mean(image_features, sounds, border, softness)
+
+
+def own_pairs(pairs: Tensor, dim: int) -> Tensor:
+    """Of every image (dimension 0 of `pairs`) against the sounds of all ranks (`dim`) those of its own sound, last."""
+    rows = len(pairs)
+    return pairs.narrow(dim, first_own_column(rows), rows).diagonal(dim1=0, dim2=dim)
+
+
 def soft_mean(cosines: Tensor, border: float, softness: float) -> Tensor:
     """Mean over the cells (dimension 1), weighted by sigmoid((x - border) / softness)."""
+    steps = (cosines - border) / softness
+    if (1 + abs(border)) / abs(softness) < _PLAIN_STEPS:
+        weights = steps.sigmoid()
+        return (weights * cosines).sum(dim=1) / weights.sum(dim=1)
     # As a softmax of logarithms: where no cell is near the border, the plain weights and their sum fall to 0 / 0.
-    weights = functional.logsigmoid((cosines - border) / softness).softmax(dim=1)
-    return (weights * cosines).sum(dim=1)
+    return (functional.logsigmoid(steps).softmax(dim=1) * cosines).sum(dim=1)
 
 
 def choose_fused_pairs(fused: Literal["auto", "never", "always"], device: torch.device) -> None:

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.base import Loss, LossConfig
-from model.distributed import gathered, own_columns
-from model.similarity import all_pairs_soft_mean, own_pair_map, soft_mean
+from model.distributed import own_columns
+from model.similarity import own_map_and_all_pairs_soft_mean, own_pairs, soft_mean
 
 
 class TriMap(Loss):
@@ -41,14 +41,13 @@ class TriMap(Loss):
     def logits(self, image_features: Tensor, audio_features: Tensor) -> Tensor:
         """(B, 1 + B + 1): own sounding cells, every pair's sounding cells, own background; column 0 is right."""
         config: Any = self.config
-        own = own_pair_map(image_features, audio_features).flatten(1)
-        pairs = all_pairs_soft_mean(image_features, gathered(audio_features), config.epsilon_p, config.tau)
-        positive = soft_mean(own, config.epsilon_p, config.tau)
+        own, pairs = own_map_and_all_pairs_soft_mean(image_features, audio_features, config.epsilon_p, config.tau)
+        positive = own_pairs(pairs, 1)
         background = soft_mean(own, config.epsilon_n, -config.tau)
         columns = torch.arange(pairs.shape[1], device=pairs.device)
-        own_pairs = columns == own_columns(len(pairs), pairs.device)[:, None]
+        is_own = columns == own_columns(len(pairs), pairs.device)[:, None]
         if config.own_pair == "masked":
-            pairs = pairs.masked_fill(own_pairs, -torch.inf)
+            pairs = pairs.masked_fill(is_own, -torch.inf)
         else:
-            pairs = torch.where(own_pairs, pairs * -99, pairs)
+            pairs = torch.where(is_own, pairs * -99, pairs)
         return torch.cat([positive[:, None], pairs, background[:, None]], dim=1) / config.temperature
