@@ -92,12 +92,14 @@ def bare_decode(jpegs: Sequence[np.ndarray], count: int) -> int:
     return count
 
 
-def memory_copy(nbytes: int = _COPY_BYTES["cpu"]) -> Callable[[], float]:
-    """A variant of `measure` that copies host memory; GB."""
-    source, target = np.ones(nbytes, np.uint8), np.zeros(nbytes, np.uint8)
+def memory_copy(nbytes: int = _COPY_BYTES["cpu"], buffer_bytes: int | None = None) -> Callable[[], float]:
+    """A variant of `measure` that copies host memory; GB. buffer_bytes: piece by piece into one buffer of this size."""
+    source, target = np.ones(nbytes, np.uint8), np.zeros(min(nbytes, buffer_bytes or nbytes), np.uint8)
+    pieces = [source[first : first + len(target)] for first in range(0, nbytes, len(target))]
 
     def run() -> float:
-        np.copyto(target, source)
+        for piece in pieces:
+            target[: len(piece)] = piece
         return nbytes / 1e9
 
     return run

@@ -2,9 +2,9 @@
 
 Method: the records of a store, from a warm page cache, copied into one buffer as they lie there: whole, in the order of
 their keys and in a random one, and only what a training batch takes of them (a picture and a third of a sound, at
-random). The ceilings are copying memory to memory and copying the pages of the shards. The field's ways: a file for the
-picture and one for the sound of every clip, opened and read; and an LMDB transaction and a copy of the whole value for
-every clip. On one thread.
+random). The ceilings are copying memory to memory, into a buffer of the same size, and copying the pages of the shards.
+The field's ways: a file for the picture and one for the sound of every clip, opened and read; and an LMDB transaction
+and a copy of the whole value for every clip. On one thread.
 A good answer: whole records above 0.7 of memory to memory in either order, for then only less data would help; the part
 of a batch in half the time of files or less.
 """
@@ -44,8 +44,9 @@ def run(store: Path, rounds: int, out: Path | None, megabytes: int = 256) -> Non
             "clips": len(opened),
             "kB a clip": round(sum(file.stat().st_size for file in files) / len(opened) / 1e3),
         }
+        largest = max(opened.value(number).nbytes for number in in_order)
         whole = {
-            "memory to memory": memory_copy(min(at_most, 128 * 2**20)),
+            "memory to memory": memory_copy(min(at_most, 128 * 2**20), largest),
             "pages of the shards": page_cache(files, at_most),
             "records, in order": record_copies(opened.value, in_order, at_most),
             "records, at random": record_copies(opened.value, at_random, at_most),
