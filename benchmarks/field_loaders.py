@@ -17,7 +17,7 @@ import io
 import itertools
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from rich.console import Console
 
 from benchmarks.ceilings import bare_decode
 from benchmarks.field_ways import WAYS, FieldWay, field_batches, read_clips, write_clips
-from benchmarks.harness import measure, report
+from benchmarks.harness import measure, report, time_left_s
 from benchmarks.loader_rate import sound_of, split_of, training, windows
 from benchmarks.suite import missing
 from configs.errors import UserError
@@ -43,7 +43,7 @@ from pipeline.loader import Loader, build_loader
 from pipeline.sampler import Draws, clip_keys
 from pipeline.store import Store
 
-QUICK: dict[str, Any] = {"ways": ["EZ-VSL"], "clips": 64}
+QUICK: dict[str, Any] = {"ways": ["EZ-VSL"], "clips": 32}
 NEEDS = ("scipy", "av", "lmdb", "nvidia.dali")
 _BATCH = 64
 _WINDOW_CLIPS = 128
@@ -91,30 +91,30 @@ def run(
         names = write_clips(folder / "files", taken)
         pack_clips(folder / "files", folder / "store")
         jpegs = [np.frombuffer(jpeg, np.uint8) for _, jpeg, _ in taken]
-        variants: dict[str, Callable[[], int]] = {"bare decode": lambda: bare_decode(jpegs, _WINDOW_CLIPS)}
+        floor: dict[str, Callable[[], int]] = {"bare decode": lambda: bare_decode(jpegs, _WINDOW_CLIPS)}
         notes = {"bare decode": "the floor of JPEGs"}
-        for name in ways or WAYS:
+        facts = {"clips": len(taken), "batch": batch, "size_px": _SIZE_PX}
+        for number, name in enumerate(ways or WAYS):
+            if number and time_left_s() < 0:
+                Console().print(f"left out: {name}, no time was left")
+                continue
             dataset = WAYS[name](folder / "files", names)
-            notes[name] = dataset.about
-            variants[name] = field_windows(dataset, batch)
-            ours = our_loader(name, folder / "store", batch, loader)
-            stack.callback(ours.close)
-            variants[f"ours for {name}"] = windows(ours, batch, _WINDOW_CLIPS)
+            with closing(our_loader(name, folder / "store", batch, loader)) as ours:
+                pair = {f"ours for {name}": windows(ours, batch, _WINDOW_CLIPS), name: field_windows(dataset, batch)}
+                figures = measure("field_loaders", floor | pair, rounds, notes | {name: dataset.about})
+            report(figures, "bare decode", out, facts | {"loader": loader}, name)
+        if time_left_s() < 0:
+            Console().print("left out: the general formats, no time was left")
+            return
         frontend = sound_of(opened)
         finished = [
             (clip_id, jpeg, _window_of(opened, number, frontend["name"]))
             for number, (clip_id, jpeg, _) in zip(numbers, taken)
         ]
         data = training(store, frontend, batch_size=batch, image={"pixels": "jpeg"})
-        variants |= _general(stack, data, split, folder, finished)
-        figures = {figure.variant: figure for figure in measure("field_loaders", variants, rounds, notes)}
-    facts = {"clips": len(taken), "batch": batch, "size_px": _SIZE_PX}
-    floor = figures["bare decode"]
-    for name in ways or WAYS:
-        group = [floor, figures[f"ours for {name}"], figures[name]]
-        report(group, "bare decode", out, facts | {"loader": loader}, name)
-    rest = [figure for name, figure in figures.items() if name not in notes and not name.startswith("ours for ")]
-    report([floor, *rest], "bare decode", out, facts | {"loader": "reference"})
+        general = _general(stack, data, split, folder, finished)
+        figures = measure("field_loaders", floor | general, rounds, notes)
+        report(figures, "bare decode", out, facts | {"loader": "reference"}, about="general formats")
 
 
 Clip = tuple[str, bytes, np.ndarray]

@@ -33,7 +33,7 @@ from model.standardise import Standardise
 from pipeline.batch import Batch
 from pipeline.sizes import synthetic_batch
 
-QUICK: dict[str, Any] = {"methods": ["ez_vsl"], "batch": 4, "device": "cpu"}
+QUICK: dict[str, Any] = {"methods": ["ez_vsl"], "size": 112, "batch": 4, "device": "cpu"}
 GPU: dict[str, Any] = {"device": "cuda"}
 _STEPS = {"cpu": 1, "cuda": 10}
 _PART_S = 30.0
@@ -70,8 +70,8 @@ def run(
     if min(clips, size) <= 0:
         raise UserError("--batch and --size must be above 0")
     keep_freed_memory()
-    for method in methods or known:
-        if time_left_s() < _PART_S:
+    for number, method in enumerate(methods or known):
+        if number and time_left_s() < _PART_S:
             Console().print(f"left out: {method}, no time was left")
             continue
         config = step_config(method, place, clips, [f"data.image.size_px={size}"], compile=compile)

@@ -14,10 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -62,7 +64,9 @@ def stop_at(deadline_s: float) -> None:
 
 
 def time_left_s() -> float:
-    """Until the deadline; infinite without one. Benchmarks of many parts ask before each, and name what they leave."""
+    """Until the deadline; infinite without one. Benchmarks of many parts ask before each but the first, and name what
+    they leave.
+    """
     return _deadline_s - time.monotonic()
 
 
@@ -280,22 +284,29 @@ def number(value: float) -> str:
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """One line a figure that is neither a ceiling nor the field's way, with both beside it."""
-    table = Table(title="all figures")
-    for heading in ("figure", "value", "ceiling", "share", "field's way", "ratio"):
-        table.add_column(heading, justify="left" if heading == "figure" else "right")
-    for row in rows:
-        if row["variant"] in (row["ceiling"], row["field"]):
-            continue
-        unit = row["unit"]
-        table.add_row(
-            ": ".join(part for part in (row["benchmark"], row["about"], row["variant"]) if part),
-            f"{number(row['value'])} ± {number(row['value_interval'])} {unit}",
-            "" if row["ceiling"] is None else f"{number(row['ceiling_value'])} ({row['ceiling']})",
-            "" if row["ceiling"] is None else f"{row['share_of_ceiling']:.1%}",
-            "" if row["field"] is None else f"{number(row['field_value'])} ({row['field']})",
-            "" if row["field"] is None else f"{row['times_field']:.2f}",
-        )
+    """One line a figure that is neither a ceiling nor the field's way; at most 100 columns wide.
+
+    Above the lines of a group stand its name, its unit, and which variants are its ceiling and the field's way.
+    """
+    caption = "values by the clock; shares and ratios on a CPU mostly by CPU time, as the tables above say"
+    table = Table(title="all figures", caption=caption, box=SIMPLE_HEAD, padding=0)
+    widths = {"figure": 32, "value": 19, "ceiling": 17, "share": 6, "field's way": 13, "ratio": 6}
+    for heading, width in widths.items():
+        table.add_column(heading, justify="left" if heading == "figure" else "right", max_width=width, overflow="fold")
+    shown = [row for row in rows if row["variant"] not in (row["ceiling"], row["field"])]
+    for (name, about, unit, ceiling, field), group in groupby(
+        shown, lambda row: tuple(row[key] for key in ("benchmark", "about", "unit", "ceiling", "field"))
+    ):
+        table.add_row(f"{name}: {about}" if about else name, unit, ceiling, "", field, "", style="bold")
+        for row in group:
+            table.add_row(
+                f"  {row['variant']}",
+                f"{number(row['value'])} ± {number(row['value_interval'])}",
+                "" if ceiling is None else number(row["ceiling_value"]),
+                "" if ceiling is None else f"{row['share_of_ceiling']:.1%}",
+                "" if field is None else number(row["field_value"]),
+                "" if field is None else f"{row['times_field']:.2f}",
+            )
     return table
 
 

@@ -10,6 +10,7 @@ more memory than the gradients of the features take. If fused wins below, or chu
 """
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,12 @@ def run(
         Console().print("no GPU: the fused form and peak memory are not measured", soft_wrap=True)
         torch.set_num_threads(1)
     defaults = _SIZES[place]
-    for p in cells or defaults[1]:
-        for b in batch_sizes or defaults[0]:
-            for pooling, soft in _POOLINGS.items():
-                if time_left_s() < 0:
-                    Console().print(f"no time was left for {pooling}, B {b}, {p} cells")
-                    continue
-                _measure(pooling, soft, b, p, dim, torch.device(place), rounds, out)
+    sizes = product(cells or defaults[1], batch_sizes or defaults[0], _POOLINGS.items())
+    for number, (p, b, (pooling, soft)) in enumerate(sizes):
+        if number and time_left_s() < 0:
+            Console().print(f"no time was left for {pooling}, B {b}, {p} cells")
+            continue
+        _measure(pooling, soft, b, p, dim, torch.device(place), rounds, out)
     choose_fused_pairs("auto", torch.device(place))
 
 

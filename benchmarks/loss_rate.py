@@ -9,6 +9,7 @@ step (see `step_rate`); their share of the ceiling says how much a fused kernel 
 """
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,11 @@ def run(
     place = chosen_device(device)
     keep_freed_memory()
     torch.set_num_threads(1)
-    for method in methods or known:
-        for side in sides:
-            if time_left_s() < 0:
-                Console().print(f"no time was left for {method} at {side} x {side} cells")
-                continue
-            _measure(method, side, batch, place, rounds, out)
+    for number, (method, side) in enumerate(product(methods or known, sides)):
+        if number and time_left_s() < 0:
+            Console().print(f"no time was left for {method} at {side} x {side} cells")
+            continue
+        _measure(method, side, batch, place, rounds, out)
 
 
 def _measure(method: str, side: int, batch: int, device: torch.device, rounds: int, out: Path | None) -> None:

@@ -70,8 +70,8 @@ def run(
     keep_freed_memory()
     cores = len(os.sched_getaffinity(0))
     on_gpu = place.type == "cuda"
-    for axis in axes:
-        if time_left_s() < 0:
+    for number, axis in enumerate(axes):
+        if number and time_left_s() < 0:
             Console().print(f"left out: {axis}, no time was left")
             continue
         if axis == "batch":

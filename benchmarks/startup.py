@@ -23,7 +23,7 @@ from benchmarks.harness import MIN_ROUNDS, report, time_left_s
 from configs.errors import UserError
 from configs.load import as_yaml
 
-QUICK: dict[str, Any] = {"batch": 4, "device": "cpu"}
+QUICK: dict[str, Any] = {"batch": 2, "device": "cpu"}
 GPU: dict[str, Any] = {"device": "cuda"}
 NEEDS = ("lmdb", "msgpack")
 

@@ -22,7 +22,6 @@ from configs.errors import UserError, run_command
 
 START_S = 15.0
 """What a process may take to import torch and to find the GPU; its rounds have the rest of its time."""
-GRACE_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +50,9 @@ def run_suite(
     """Run all parts, print one table, write `out`/<title>.jsonl and .csv; returns the rows.
 
     A part gets an equal share of the time that is left, so that what one does not use is for those after it. It takes
-    fewer rounds once its time is up, but for the least that make a figure, and is ended soon after; that, a missing
-    module and wrong input are told, and the others run. store: None: a small one is made for the parts.
+    fewer rounds once its time is up, but for the least that make a figure, and is ended at half as much again; that, a
+    missing module and wrong input are told, and the others run. What it had reported by then counts.
+    store: None: a small one is made for the parts.
     """
     began_s = time.monotonic()
     console = Console(soft_wrap=True)
@@ -67,8 +67,8 @@ def run_suite(
     with tempfile.TemporaryDirectory(prefix="whence-bench-") as work:
         if store is None:
             store = Path(work) / "store"
-            console.print("no --store is named, and there is no stores/demo to read: making one of 256 clips")
-            made = _in_process(Part(name="make_store", options={"clips": 256}), store, rounds, None, None)
+            console.print("no --store is named, and there is no stores/demo to read: making one of 128 clips")
+            made = _in_process(Part(name="make_store", options={"clips": 128}), store, rounds, None, None, None)
             if made:
                 left_out.append(f"what reads a store: make_store {made}")
         for number, part in enumerate(parts):
@@ -79,7 +79,8 @@ def run_suite(
                 continue
             console.print(f"\n{part.name} ({elapsed_s:.0f} s)" + (f", has {share_s:.0f} s" if share_s else ""))
             folder = Path(work) / part.name
-            why = _in_process(part, store, rounds, folder, share_s)
+            left_s = None if budget_s is None else budget_s - elapsed_s
+            why = _in_process(part, store, rounds, folder, share_s, left_s)
             if why:
                 left_out.append(f"{part.name}: {why}")
             found = [
@@ -98,10 +99,13 @@ def run_suite(
     return rows
 
 
-def _in_process(part: Part, store: Path, rounds: int, out: Path | None, limit_s: float | None) -> str:
+def _in_process(
+    part: Part, store: Path, rounds: int, out: Path | None, share_s: float | None, left_s: float | None
+) -> str:
     """Run a benchmark in a process of its own; why it did not do all of its work, or an empty string."""
+    limit_s = None if share_s is None or left_s is None else min(1.5 * share_s, left_s)
     context = multiprocessing.get_context("spawn")
-    process = context.Process(target=_child, args=(part, store, rounds, out, limit_s))
+    process = context.Process(target=_child, args=(part, store, rounds, out, share_s))
     process.start()
     process.join(limit_s)
     if process.is_alive():
@@ -115,11 +119,11 @@ def _in_process(part: Part, store: Path, rounds: int, out: Path | None, limit_s:
     )
 
 
-def _child(part: Part, store: Path, rounds: int, out: Path | None, limit_s: float | None) -> None:
+def _child(part: Part, store: Path, rounds: int, out: Path | None, share_s: float | None) -> None:
     began_s = time.monotonic()
     os.setsid()  # so that it can be ended with the processes that it starts
-    if limit_s is not None:
-        stop_at(began_s + max(0.0, limit_s - START_S - GRACE_S))
+    if share_s is not None:
+        stop_at(began_s + max(0.0, share_s - START_S))
 
     def run(argv: list[str]) -> int:
         importlib.import_module(f"benchmarks.{part.name}").run(store, rounds, out, **part.options)

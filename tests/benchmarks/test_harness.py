@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from benchmarks.harness import Figure, half_interval, measure, report, stop_at, summary, time_left_s
 from configs.errors import UserError
@@ -58,7 +59,19 @@ def test_shares_and_ratios_follow_the_unit(unit: str, by: str, tmp_path: Path):
     assert [rows[name]["times_field"] for name in speeds] == pytest.approx([10.0, 5.0, 1.0])
     assert re.fullmatch(r"\d{4}-\d\d", rows["ours"]["month"]) and rows["ours"]["commit"]
     table = summary(list(rows.values()))
-    assert list(table.columns[0].cells) == ["x: ours"], "ceiling and the field's way stand in columns of their own"
+    assert list(table.columns[0].cells) == ["x", "  ours"], "ceiling and the field's way stand in columns of their own"
+    assert [next(iter(column.cells)) for column in table.columns[1:]] == [unit, "limit", "", "usual", ""]
+
+
+def test_the_table_of_all_figures_fits_into_100_columns(tmp_path: Path):
+    names = "a limit of this machine", "how the field does all of this", "batch 1024, 16 threads, roi, engines 0.75"
+    figures = [made(name, 123_456_789.0, value_interval=12_345_678.0) for name in names]
+    report(figures, names[0], tmp_path, {}, field=names[1], about="slavc negative-free pairs, 14 x 14 cells")
+    console = Console(width=200)
+    with console.capture() as printed:
+        console.print(summary(list(read_rows(tmp_path / "x.jsonl").values())))
+    lines = printed.get().splitlines()
+    assert max(map(len, lines)) <= 100 and any("engines 0.75" in line for line in lines)
 
 
 def test_the_unit_decides_what_the_value_is():
