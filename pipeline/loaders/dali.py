@@ -85,8 +85,8 @@ class DaliLoader(PlannedLoader):
                 if source.with_flow and place == 0:
                     codes, crop = [next(rest), next(rest)], _crop_nodes(view, rest)
                     axes = [self._decoded(each, crop, grey=True) for each in codes]
-                    resized = [self._resized(each, dtype=self._dali.types.FLOAT) for each in axes]
-                    outputs.append(fn.cat(*resized, axis_name="C"))
+                    # As one picture: resizing two of a channel each takes half as long again.
+                    outputs.append(self._resized(fn.cat(*axes, axis_name="C"), dtype=self._dali.types.FLOAT))
             return *outputs, fn.copy(numbers)  # a copy, because what is fed is not ours to hand out
 
         return graph()
