@@ -28,7 +28,7 @@ _LISTED_CLIPS = 144_000
 def time_steps(
     config: RunConfig, objective: Objective, batch: Batch, weights: torch.Tensor, device: torch.device
 ) -> list[float]:
-    """Seconds of up to ten training steps on one batch after two others, or as many as half a minute allows."""
+    """Seconds of ten training steps on one batch after two others; of fewer, but three, if half a minute has passed."""
     optimizer = build_optimizer(config.optim, objective.model.param_groups())
     run = as_configured(objective, config, device, ranks=1)
     progress = Progress(step=0, epoch=0.0, total_steps=1)
@@ -96,7 +96,7 @@ def print_plan(
     if data.loader.name == "resident" and sizes and getattr(data.loader, "memory", "") == "device":
         needed += sizes["decoded"]
     if named:
-        _add_estimate(table, config, work.seconds(named) / clips, named, sizes["clips"] if sizes else _LISTED_CLIPS)
+        _add_estimate(table, config, work.seconds(named) / clips, named, sizes)
     else:
         needed = max(needed, _add_measurement(table, config, objective, weights, batch_of, device, free, sizes))
     verdict = "yes" if needed < 0.9 * free else "tight" if needed < free else "no"
@@ -106,8 +106,9 @@ def print_plan(
     return 0
 
 
-def _add_estimate(table: Table, config: RunConfig, clip_s: float, gpu: GPU, clips: int) -> None:
-    """Rows on the rate of a GPU that is not at hand. clip_s: what the model says; clips: of an epoch."""
+def _add_estimate(table: Table, config: RunConfig, clip_s: float, gpu: GPU, sizes: dict[str, int] | None) -> None:
+    """Rows on the rate of a GPU that is not at hand. clip_s: what the model says; sizes: of the store, if any."""
+    clips = sizes["clips"] if sizes else _LISTED_CLIPS
     low, high = (share / clip_s for share in TUNED)
     table.add_row(
         "training rate", f"{low:.0f} to {high:.0f} clips/s",
@@ -117,9 +118,15 @@ def _add_estimate(table: Table, config: RunConfig, clip_s: float, gpu: GPU, clip
         "many small kernels, as of slot attention, cost more",
     )  # fmt: skip
     how = "estimated, not measured, without scoring or waiting for data"
-    table.add_row("an epoch", f"{clips / high:.0f} to {clips / low:.0f} s", f"{clips:,} clips; {how}")
-    run_h = config.train.epochs * clips / 3600
-    table.add_row("the run", f"{run_h / high:.2g} to {run_h / low:.2g} h", f"{config.train.epochs} epochs; {how}")
+    of = f"{clips:,} clips" + ("" if sizes else ", taken for want of a store: this list may have fewer or more")
+    epochs = config.train.epochs
+    table.add_row("an epoch", f"{_short(clips / high)} to {_short(clips / low)} s", f"{of}; {how}")
+    run_min = epochs * clips / 60
+    table.add_row("the run", f"{_short(run_min / high)} to {_short(run_min / low)} min", f"{epochs} epochs; {how}")
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _add_measurement(
