@@ -156,7 +156,7 @@ class Localizer:
 
     def __init__(self, path: Path, overrides: Sequence[str] = (), flow: str | None = None) -> None:
         """overrides: `key=value` for the checkpoint's config. flow: how the method was shown motion, "signed" or
-        "published"; None: as the store says that it was trained on, else signed.
+        "published"; None: as its training recorded it, or the store that its config names, else signed.
 
         Raises: UserError if it is no checkpoint, or an override does not fit.
         """
@@ -177,8 +177,9 @@ class Localizer:
         self.refinements = build_refinements(evaluate, self.device)
         self._board = Scoreboard([], self.refinements)
         self.with_flow = "flow" in self.model.inputs.fields
-        self.flow = (flow or self._flow_of_store() or "signed") if self.with_flow else "none"
-        self.flow_is_known = not self.with_flow or bool(flow or self._flow_of_store())
+        known = flow or checkpoint.record.get("flow") or self._flow_of_store()
+        self.flow = (known or "signed") if self.with_flow else "none"
+        self.flow_is_known = bool(known) or not self.with_flow
         kind = "middle_crop" if self.config.data.image.test_fit == "middle" else None
         parts = {kind: component_config("pipeline.augment", kind, {})} if kind else {}
         self._crop = Recipe(parts, "data.image.test_fit").crop

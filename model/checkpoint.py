@@ -146,7 +146,7 @@ def resumable(folder: Path, config: RunConfig) -> tuple[Checkpoint, Path] | None
 
 
 def refuse_other_steps(record: dict[str, Any], facts: dict[str, Any], where: str) -> None:
-    """Raises: UserError if a run would go on with other clips, or with another number of them a step."""
+    """Raises: UserError if a run would go on with other clips or flow, or with another number of clips a step."""
     was, now = record["step_clips"], facts["step_clips"]
     if was != now:
         raise UserError(
@@ -158,6 +158,12 @@ def refuse_other_steps(record: dict[str, Any], facts: dict[str, Any], where: str
         raise UserError(
             f"{where} was trained on the list {was}, the training split of {facts.get('store')} is the list {now}: a "
             "run goes on with its own clips only"
+        )
+    was, now = record.get("flow", facts.get("flow")), facts.get("flow")
+    if was != now:
+        raise UserError(
+            f"{where} was trained on a store with flow {was or 'none'}, {facts.get('store')} has flow {now or 'none'}: "
+            "the same numbers would mean another motion. Go on with a store that was packed alike"
         )
 
 

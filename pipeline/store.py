@@ -337,6 +337,7 @@ def training_list(path: Path | None, split: str, exclude: str | None = None) -> 
     with Store(path) as store:
         clip_ids = [store.index["clip_id"][number] for number in training_numbers(store, split, exclude)]
         facts: dict[str, Any] = {"store": str(path), "store_id_hash": store.manifest["id_hash"]}
+        facts["flow"] = (store.manifest.get("flow") or {}).get("encoding")
         if exclude is not None:
             facts |= {"exclude": exclude, "excluded_clips": len(store.select(split)) - len(clip_ids)}
     return facts | {"train_clips": len(clip_ids), "train_id_hash": id_hash(clip_ids)}, clip_ids

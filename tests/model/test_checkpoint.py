@@ -15,6 +15,7 @@ from model.checkpoint import (
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
+    refuse_other_steps,
     restore_model,
     restore_rng,
     save_checkpoint,
@@ -109,6 +110,15 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path):
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(UserError, match="damaged"):
         load_checkpoint(path)
+
+
+def test_flow_of_another_code_is_refused():
+    facts = {"step_clips": 8, "train_id_hash": "a", "store": "stores/b", "flow": "signed"}
+    refuse_other_steps(facts, facts, "run")
+    refuse_other_steps({"step_clips": 8, "train_id_hash": "a"}, facts, "run")  # of before it was recorded
+    for was in ("published", None):
+        with pytest.raises(UserError, match=f"flow {was or 'none'}, stores/b has flow signed"):
+            refuse_other_steps(facts | {"flow": was}, facts, "run")
 
 
 def test_weights_of_another_method_are_refused():

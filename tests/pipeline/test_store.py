@@ -65,6 +65,7 @@ def test_training_leaves_out_the_clips_of_a_list(packed_store: Path, tmp_path: P
     facts, clip_ids = training_list(packed_store, "train", str(listed))
     assert clip_ids == [f"clip_{number:02d}" for number in range(16) if number not in (0, 3)]
     assert (facts["exclude"], facts["excluded_clips"], facts["train_clips"]) == (str(listed), 2, 14)
+    assert facts["flow"] is None
     assert facts["train_id_hash"] == id_hash(clip_ids) != training_list(packed_store, "train")[0]["train_id_hash"]
     with Store(packed_store) as store:
         parts = [training_numbers(store, part_of("train", side, 0.3), str(listed)) for side in ("kept", "held_out")]
