@@ -140,6 +140,7 @@ class Training:
 
     def __exit__(self, *exc: object) -> None:
         self.stop.__exit__(*exc)
+        self.profile.end(say=console.print)
         self.loader.close()
         self.record.close()
 

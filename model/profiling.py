@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,6 +62,15 @@ class StepProfile:
                 self._profile, self.wanted = None, False
                 return self._table()
         return None
+
+    def end(self, say: Callable[[str], object]) -> None:
+        """Call when the run ends: stops watching, and tells why the table did not come, if it was wanted."""
+        if not self.wanted:
+            return
+        if self._profile is not None:
+            self._profile.stop()
+        self._profile, self.wanted = None, False
+        say(f"no profile: it takes {WARM_UP_STEPS + STEPS} steps, and the run ended after {self._seen}")
 
     def _wait(self) -> None:
         if self._device.type == "cuda":

@@ -314,8 +314,11 @@ def test_a_plan_trains_nothing(run, tmp_path: Path, packed_store: Path, capsys: 
     assert "no store at nowhere" in capsys.readouterr().out
     assert train.main([str(config), "data.store=nowhere", "--plan=h200"]) == 0
     shown = capsys.readouterr().out
-    for word in ("estimated, not measured", "144,000 clips", "of h200"):
+    for word in ("estimated, not measured", "144,000 clips, taken for want of a store", "of h200"):
         assert word in shown
+    assert train.main([str(config), "--plan=h200"]) == 0
+    shown = capsys.readouterr().out
+    assert "16 clips; estimated" in shown and "0 to 0 s" not in shown
     with pytest.raises(UserError, match="no rates of a GPU 'abacus'"):
         train.main([str(config), "--plan=abacus"])
 
@@ -330,6 +333,12 @@ def test_a_profile_shows_its_stages(
     events = json.loads((tmp_path / "run" / "trace.json").read_text())["traceEvents"]
     for stage in ("data", "forward and loss", "backward", "optimizer"):
         assert stage in shown and sum(event.get("name") == stage and event.get("ph") == "X" for event in events) == 2
+
+
+def test_a_run_too_short_for_a_profile_says_so(run, tmp_path: Path, capsys: pytest.CaptureFixture):
+    run("run", "train.max_steps=1", "evaluate.sets={test: null}", "--profile")
+    assert "no profile: it takes 10 steps, and the run ended after 1" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "trace.json").exists()
 
 
 @pytest.mark.parametrize(
