@@ -51,7 +51,7 @@ class TrainingData:
 
     def held_out_loader(self) -> Loader:
         """The held-out clips in batches as in training, but without augmentation."""
-        data = self._config.data.model_copy(update={"augment": {}})
+        data = self._config.data.model_copy(update={"augment": {}, "views": []})
         return build_loader(data, self._spec, self.held_out, train=True, **self._where)
 
     def batch_at(self, place: dict[str, Any]) -> Batch:

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from configs.errors import UserError
+from configs.load import load_config
 from pipeline.batch import Batch, InputSpec
 from pipeline.frontends import code_range, from_codes, to_codes
 from pipeline.loader import build_loader
 from pipeline.store import Store, id_hash
+from pipeline.training_data import TrainingData
 from tests.pipeline.stores import textured_record, write_store
 from tests.pipeline.streams import ALL, EZ, clips_of, data_config, stream, take, tensors_of, train_loader
 
@@ -271,3 +273,19 @@ def test_stats_say_what_was_handed_out(rich_store: Path, loader: str):
     assert source.stats().batches == 0
     assert {"loader", "pictures", "sounds", "decodes"} <= source.describe().keys()
     source.close()
+
+
+def test_held_out_clips_are_not_augmented_in_any_view(packed_store: Path):
+    audio = {"frontend": "logmel64", "duration_s": 1.0}
+    flips = {"augment": {}, "views": [{"flip": {"p": 1.0}}]}
+    data = data_config(packed_store, "reference", batch_size=2, audio=audio, **flips)
+    selection = "train.selection={by: held_out, share: 0.5, metric: loss}"
+    config = load_config(["ez_vsl_realset", selection, "evaluate.sets={dev: null, mosaic: null}"])
+    config = config.model_copy(update={"data": data})
+    training = TrainingData(config, InputSpec(image_views=2), torch.device("cpu"), 0, 1)
+    (first, *_), held_out = take(training.loader), training.held_out_loader()
+    assert not torch.equal(first.image, first.more_images[0])
+    for batch in take(held_out):
+        assert torch.equal(batch.image, batch.more_images[0])
+    training.loader.close()
+    held_out.close()
