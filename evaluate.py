@@ -290,6 +290,7 @@ def score_checkpoint(argv: Sequence[str]) -> int:
             config_yaml=as_yaml(config),
             gallery=config.evaluate.gallery,
             history=checkpoint.history,
+            curves=folder / "curves.png",
         )
     console.print(f"checkpoint: {path}, chosen by: {selection}", soft_wrap=True)
     console.print(f"report: {out / 'report.html'}", soft_wrap=True)

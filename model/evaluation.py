@@ -123,10 +123,12 @@ def write(
     config_yaml: str,
     gallery: int,
     history: Sequence[Mapping[str, Any]] = (),
+    curves: Path | None = None,
 ) -> None:
     """Write scores, rows, maps and the report into `out`; pictures too where a store has them.
 
-    gallery: clips a section. Raises: UserError if the disk does not take them.
+    gallery: clips a section. curves: a picture of the training, which need not exist. Raises: UserError if the disk
+    does not take them.
     """
     galleries: dict[str, Gallery] = {}
     for name, scores in scored.items():
@@ -146,8 +148,14 @@ def write(
         write_results(out, replace(results, sets=sets))
         for name, pictures in galleries.items():
             write_overlays(out / "overlays" / safe_name(name), pictures)
-        page = {"config_yaml": config_yaml, "history": history}
-        write_report(out / "report.html", results=results, galleries=galleries, **page)
+        write_report(
+            out / "report.html",
+            results=results,
+            galleries=galleries,
+            config_yaml=config_yaml,
+            history=history,
+            curves=curves.read_bytes() if curves and curves.is_file() else None,
+        )
     except OSError as error:
         raise UserError(f"cannot write the results to {out}: {error.strerror or error}") from error
 

@@ -36,17 +36,19 @@ def write_report(
     galleries: Mapping[str, Gallery],
     config_yaml: str,
     history: Sequence[Mapping[str, Any]] = (),
+    curves: bytes | None = None,
 ) -> None:
     """Write the report of an evaluation: scores, floors, protocols, curves, pictures, sounds, settings.
 
-    history: one mapping an epoch with `epoch`, `loss` and `<set>/<score>`. Raises: OSError.
+    history: one mapping an epoch with `epoch`, `loss` and `<set>/<score>`. curves: a PNG of the whole run's log, as
+    `model.curves` draws it. Raises: OSError.
     """
     budget = BUDGET_BYTES // max(1, len(galleries))
     panes = {"Overview": _overview(results.sets)} if len(results.sets) > 1 else {}
     for name, result in results.sets.items():
         panes[name] = _set_pane(name, result, galleries.get(name, {}), budget)
-    if history:
-        panes["Training"] = _history(history)
+    if history or curves:
+        panes["Training"] = _training(history, curves)
     config = f"<details><summary>Config, as resolved</summary><pre>{escape(config_yaml)}</pre></details>"
     panes["About"] = _facts(results.facts) + config
     chosen = results.facts.get("checkpoint", "")
@@ -308,6 +310,17 @@ def _data(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
+def _training(history: Sequence[Mapping[str, Any]], curves: bytes | None) -> str:
+    """What the epochs up to the checkpoint gave, and the picture of the run's log, which may go on after it."""
+    drawn = ""
+    if curves:
+        drawn = (
+            "<h3>The run, as far as it had come when its curves were last drawn</h3><div class='wide'>"
+            f"<img class='log' alt='curves of the log' src='{_data('image/png', curves)}'></div>"
+        )
+    return f"<h2>Training</h2>{_history(history) if history else ''}{drawn}"
+
+
 def _history(history: Sequence[Mapping[str, Any]]) -> str:
     """A curve for every number of the epochs, and their table."""
     keys = list(dict.fromkeys(key for row in history for key, value in row.items() if isinstance(value, int | float)))
@@ -318,7 +331,7 @@ def _history(history: Sequence[Mapping[str, Any]]) -> str:
         for row in history
     )
     return (
-        f"<h2>Training</h2><div class='charts'>{''.join(drawn)}</div><details><summary>All {len(history)} "
+        f"<div class='charts'>{''.join(drawn)}</div><details><summary>All {len(history)} "
         f"epochs</summary><div class='wide'><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
         "</details>"
     )
@@ -399,7 +412,8 @@ svg text { fill: var(--quiet); font-size: 11px; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr)); gap: 1rem;
   margin: 1rem 0; }
 figure { margin: 0; }
-.charts svg { width: 100%; height: auto; }
+.charts svg, .log { width: 100%; height: auto; }
+.log { min-width: 640px; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(200px, 46%), 1fr)); gap: .8rem; }
 .card { border: 1px solid var(--line); border-radius: 8px; overflow: hidden; }
 .card figcaption { padding: .4rem .55rem .5rem; font-size: .8rem; line-height: 1.4; overflow-wrap: anywhere; }

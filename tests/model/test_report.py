@@ -1,5 +1,6 @@
 """The report: one file, nothing from outside, nobody's text taken for markup, and a browser that agrees."""
 
+import base64
 import json
 import re
 import shutil
@@ -26,6 +27,9 @@ from pipeline.store import id_hash
 
 NASTY = "<script>alert('x')</script>&\"../../x"
 COUNT = 30
+CURVES = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+)
 BROWSER = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
 )
@@ -72,6 +76,7 @@ def write(path: Path, sets: dict[str, list[ScoreTable]], galleries: dict[str, Ga
         galleries=galleries,
         config_yaml=f"seed: 0 # {NASTY}",
         history=history,
+        curves=CURVES,
     )
     return path.read_text()
 
@@ -120,7 +125,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_page_is_whole_and_loads_nothing(report: str):
     page = Page(report)
     assert "script" not in page.tags and "link" not in page.tags and "iframe" not in page.tags
-    assert page.links and all(link.startswith(("data:image/jpeg;base64,", "data:audio/mpeg;")) for link in page.links)
+    assert page.links and all(link.startswith(("data:image/", "data:audio/mpeg;base64,")) for link in page.links)
+    assert page.links.count(f"data:image/png;base64,{base64.b64encode(CURVES).decode()}") == 1
     assert not re.search(r"url\(|@import|https?://", report)
     assert "default-src 'none'" in report
     assert len(set(page.ids)) == len(page.ids) and set(page.labels) <= set(page.ids)
@@ -272,5 +278,5 @@ def test_a_browser_shows_every_tab_on_a_phone_and_on_a_desktop(full_report: Path
     found = json.loads(match[1])
     assert found["panes"] == [f"1:{number}" for number in range(6)], "each tab shows its own pane alone"
     assert found["wide"] <= width_px, "nothing sticks out to the right"
-    assert found["images"] == found["decoded"] == 2 * 2 * 48 and found["audio"] == 2 * 48
+    assert found["images"] == found["decoded"] == 2 * 2 * 48 + 1 and found["audio"] == 2 * 48
     assert found["plays"]
