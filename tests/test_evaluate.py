@@ -1,5 +1,6 @@
 """evaluate.py as a user runs it: a real store, loader, method and checkpoint."""
 
+import base64
 import json
 import os
 import re
@@ -211,9 +212,12 @@ def test_the_model_comes_back_as_it_was(run: Path, packed_store: Path):
 
 
 def test_where_the_results_go(run: Path, tmp_path: Path):
+    curves = run / "curves.png"
+    curves.write_bytes(b"a picture")
     assert evaluate.main([str(run)]) == 0
     (step,) = (run / "checkpoints").iterdir()
-    assert (run / f"eval-{step.stem}" / "report.html").is_file()
+    page = (run / f"eval-{step.stem}" / "report.html").read_text()
+    assert f"data:image/png;base64,{base64.b64encode(curves.read_bytes()).decode()}" in page
     with pytest.raises(UserError, match=r"eval-step-\d+ is not empty.*--out.*--overwrite"):
         evaluate.main([str(step)])
     stale = run / f"eval-{step.stem}" / "overlays" / "test" / "stale.jpg"
