@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import av.logging
 import cv2
 import numpy as np
 import torch
@@ -176,10 +177,12 @@ class Localizer:
         self.protocol = resolve("model.protocols", evaluate.protocol.name)(evaluate.protocol)
         self.refinements = build_refinements(evaluate, self.device)
         self._board = Scoreboard([], self.refinements)
+        # torchvision, which models import, makes FFmpeg write about files in its own words.
+        av.logging.set_level(None)
         self.with_flow = "flow" in self.model.inputs.fields
-        known = flow or checkpoint.record.get("flow") or self._flow_of_store()
-        self.flow = (known or "signed") if self.with_flow else "none"
-        self.flow_is_known = bool(known) or not self.with_flow
+        # A method without flow has no need of the store, which may be gone or of another version.
+        known = flow or checkpoint.record.get("flow") or self._flow_of_store() if self.with_flow else "none"
+        self.flow, self.flow_is_known = known or "signed", bool(known)
         kind = "middle_crop" if self.config.data.image.test_fit == "middle" else None
         parts = {kind: component_config("pipeline.augment", kind, {})} if kind else {}
         self._crop = Recipe(parts, "data.image.test_fit").crop

@@ -13,8 +13,8 @@ video in it, and every picture beside a sound of the same name. `key=value` chan
 
 import argparse
 import itertools
-import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -33,6 +33,7 @@ from preprocess.listing import PICTURES, SOUNDS, VIDEOS
 from preprocess.pictures import encode_jpeg
 
 KINDS = {"video": VIDEOS, "picture": PICTURES, "sound": SOUNDS}
+DAY_S = 86_400
 ASK = "give --image PICTURE with --audio SOUND, or --video VIDEO, or --folder FOLDER"
 
 
@@ -53,21 +54,21 @@ class Command:
         """NAME.npz and NAME.jpg of a picture and a sound."""
         maps = self.localizer.of_still(image, audio, self.asked.start_s, self.asked.duration_s)
         covered = self._heat(maps).over(still_picture(image), 0.0, self.asked.strength, self.asked.threshold)
-        written = self._write_maps(image, maps)
-        write_atomically(written.with_suffix(".jpg"), lambda file: file.write(encode_jpeg(covered, JPEG_QUALITY)))
-        self._say(f"{image.name} with {audio.name}", maps, f"{written}, {written.with_suffix('.jpg').name}")
+        out = self._place(image, ".jpg")
+        write_atomically(out, lambda file: file.write(encode_jpeg(covered, JPEG_QUALITY)))
+        self._finish(f"{image.name} with {audio.name}", maps, out)
 
     def video(self, path: Path) -> None:
         """NAME.npz and NAME.mp4 of a video."""
         asked = self.asked
         shown = self.console.is_terminal
         maps = self.localizer.of_video(path, asked.maps_per_s, asked.start_s, asked.duration_s, progress=shown)
-        heat, out = self._heat(maps), self._write_maps(path, maps).with_suffix(".mp4")
+        heat, out = self._heat(maps), self._place(path, ".mp4")
         write_atomically(
             out,
             lambda file: write_video(file, path, heat, maps.heard, asked.strength, asked.threshold, progress=shown),
         )
-        self._say(path.name, maps, f"{out.with_suffix('.npz')}, {out.name}")
+        self._finish(path.name, maps, out)
 
     def folder(self, path: Path) -> int:
         """Every clip of a folder; one that cannot be localized is named and the others go on."""
@@ -87,19 +88,24 @@ class Command:
     def _heat(self, maps: Maps) -> Heat:
         return Heat(self.localizer, maps, maps.choose(self.asked.map))
 
-    def _write_maps(self, source: Path, maps: Maps) -> Path:
-        path = self.asked.out / f"{safe_name(source.stem)}.npz"
+    def _place(self, source: Path, suffix: str) -> Path:
+        """Where the picture or video of a clip goes, in a folder that is there. Raises: UserError."""
+        path = self.asked.out / f"{safe_name(source.stem)}{suffix}"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot make {path.parent}: {error.strerror}; name another folder with --out") from error
-        write_atomically(path, lambda file: maps.save(path.stem, file))
         return path
 
-    def _say(self, what: str, maps: Maps, written: str) -> None:
+    def _finish(self, what: str, maps: Maps, shown: Path) -> None:
+        """The maps beside the picture or video of them, which may fail and so comes first; and a line about both."""
+        path = shown.with_suffix(".npz")
+        write_atomically(path, lambda file: maps.save(path.stem, file))
         first, last = maps.heard.interval_s(maps.at_s[0])[0], maps.heard.interval_s(maps.at_s[-1])[1]
         count = "1 map" if len(maps.pictures) == 1 else f"{len(maps.pictures)} maps"
-        self.console.print(f"{what}: {count}, heard {first:.1f} to {last:.1f} s; wrote {written}", soft_wrap=True)
+        self.console.print(
+            f"{what}: {count}, heard {first:.1f} to {last:.1f} s; wrote {path}, {shown.name}", soft_wrap=True
+        )
         if maps.heard.silent:
             self.console.print(
                 "warning: this sound is silent: the map shows what the picture alone draws", style="yellow"
@@ -133,25 +139,18 @@ def clips_of(folder: Path) -> tuple[list[tuple[Path, ...]], list[str]]:
     return clips, alone
 
 
-def share(text: str) -> float:
-    """A number from 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise ValueError
-    return value
+def number(low: float, high: float) -> Callable[[str], float]:
+    """What reads an argument from `low` to `high`."""
 
+    def read(text: str) -> float:
+        try:
+            if low <= (value := float(text)) <= high:
+                return value
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"'{text}' is no number from {low:g} to {high:g}")
 
-def positive(text: str) -> float:
-    """A number above 0."""
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise ValueError
-    return value
-
-
-def seconds(text: str) -> float:
-    """A number from 0 on."""
-    return 0.0 if float(text) == 0 else positive(text)
+    return read
 
 
 def one_clip(asked: argparse.Namespace) -> dict[str, Path]:
@@ -177,12 +176,16 @@ def main(argv: list[str]) -> int:
         parser.add_argument(f"--{name}", type=Path, action="append")
     parser.add_argument("--out", type=Path, required=True, help="folder")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
-    parser.add_argument("--start-s", type=seconds, default=0.0, help="from this second of the sound or video on")
-    parser.add_argument("--duration-s", type=positive, help="so many seconds of it")
-    parser.add_argument("--maps-per-s", type=positive, default=4.0, help="of a video; 4, smooth in between")
+    parser.add_argument(
+        "--start-s", type=number(0, DAY_S), default=0.0, help="from this second of the sound or video on"
+    )
+    parser.add_argument("--duration-s", type=number(0.1, DAY_S), help="so many seconds of it")
+    parser.add_argument("--maps-per-s", type=number(0.001, 1000), default=4.0, help="of a video; 4, smooth in between")
     parser.add_argument("--map", metavar="NAME", help="which map to show; the last one that a refinement adds")
-    parser.add_argument("--strength", type=share, default=STRENGTH, help=f"of the colour; {STRENGTH:g}")
-    parser.add_argument("--threshold", type=share, default=THRESHOLD, help=f"of the edge, in shares; {THRESHOLD:g}")
+    parser.add_argument("--strength", type=number(0, 1), default=STRENGTH, help=f"of the colour; {STRENGTH:g}")
+    parser.add_argument(
+        "--threshold", type=number(0, 1), default=THRESHOLD, help=f"of the edge, in shares; {THRESHOLD:g}"
+    )
     parser.add_argument("--flow", choices=("signed", "published"), help="how the method was shown motion")
     asked = parser.parse_intermixed_args(argv)
 

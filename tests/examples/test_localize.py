@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import av
+import av.logging
 import numpy as np
 import pytest
 import torch
@@ -208,6 +209,34 @@ def test_a_silent_sound_is_named(run: Path, tmp_path: Path, capsys):
     quiet = make_video(tmp_path / "quiet.mp4", sound=np.zeros((2 * RATE_HZ, 1), np.int16))
     main([str(run), "--video", str(quiet), "--out", str(tmp_path / "out")])
     assert "this sound is silent" in capsys.readouterr().out
+
+
+def test_a_method_without_flow_does_not_open_its_store(tmp_path: Path):
+    (tmp_path / "store").mkdir()
+    assert Localizer(small_checkpoint(tmp_path / "run", "ez_vsl", store=tmp_path / "store")).flow == "none"
+
+
+def test_a_part_without_pictures_leaves_no_file(run: Path, tmp_path: Path):
+    source, out = make_video(tmp_path / "clip.mp4", 1.0, sound=noise(3.0)), tmp_path / "out"
+    with pytest.raises(UserError, match="no picture in this part of the video; give an earlier --start-s"):
+        main([str(run), "--video", str(source), "--out", str(out), "--start-s", "2"])
+    assert not list(out.iterdir())
+
+
+def test_libraries_add_no_words_of_their_own(run: Path, tmp_path: Path, capfd):
+    av.logging.set_level(av.logging.ERROR)  # as torchvision does when it is imported
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"x")
+    with pytest.raises(UserError, match="no video, sound or picture format"):
+        main([str(run), "--video", str(bad), "--out", str(tmp_path / "out")])
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("option", ["--start-s 1e308", "--duration-s 0", "--maps-per-s 1e-9", "--strength nan"])
+def test_a_number_out_of_range_is_named(tmp_path: Path, option: str, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "--video", "clip.mp4", "--out", str(tmp_path), *option.split()])
+    assert ended.value.code == 2 and f"'{option.split()[1]}' is no number from" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
