@@ -275,10 +275,17 @@ class Page:
         return page
 
 
+def port(text: str) -> int:
+    """The number of a port. Raises: ArgumentTypeError."""
+    if not text.isdecimal() or not 1 <= int(text) <= 65_535:
+        raise argparse.ArgumentTypeError(f"'{text}' is no port: 1 to 65535")
+    return int(text)
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("app.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT")
-    parser.add_argument("--port", type=int, help="of this machine; else a free one from 7860 on")
+    parser.add_argument("--port", type=port, help="of this machine; else a free one from 7860 on")
     asked = parser.parse_args(argv)
     localizers = [Localizer(path) for path in asked.checkpoints]
     stop = threading.Event()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from configs.errors import UserError
-from examples.app import Page, drawn_spectrogram, localize_all, said, told
+from examples.app import Page, drawn_spectrogram, localize_all, main, said, told
 from examples.localization import Localizer
 from tests.conftest import make_clip, numbered_picture, tone, write_wav
 from tests.examples.browser import BROWSER, Browser
@@ -67,6 +67,13 @@ def test_what_is_wrong_with_a_file_is_said_without_folders(localizers: list[Loca
 def test_the_page_is_for_any_number_of_checkpoints(localizers: list[Localizer], tmp_path: Path):
     page = Page(localizers, tmp_path)
     assert page.draw(None, 0.0, 0.5, 0.5) == [None] * 4
+
+
+@pytest.mark.parametrize("text", ["99999", "-1", "0", "web"])
+def test_a_port_that_is_none_is_named(text: str, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as ended:
+        main(["run", f"--port={text}"])
+    assert ended.value.code == 2 and f"'{text}' is no port: 1 to 65535" in capsys.readouterr().err
 
 
 @pytest.fixture
