@@ -104,8 +104,7 @@ def collect(config: RunConfig, split: str, count: int) -> Sheet:
         flow = store.manifest.get("flow") if "flow" in spec.fields else None
     facts = {
         "clips": f"{len(chosen)} of the {len(used):,} of split '{split}', by seed {config.seed}",
-        "loader": ", ".join(f"{key} {value}" if key != "loader" else str(value) for key, value in described.items())
-        + f", on {device.type}",
+        "loader": ", ".join(f"{key} {value}" if key != "loader" else str(value) for key, value in described.items()),
         **_data_facts(data, train),
     }
     if flow is not None:
@@ -178,7 +177,7 @@ def _numbers(clips: list[Shown]) -> dict[str, tuple[str, ...]]:
     for clip in clips:
         for title, inputs in clip.columns.items():
             for name, values in inputs.items():
-                found.setdefault(f"{name}, {'test' if title == 'as in a test' else 'training'}", []).append(values)
+                found.setdefault(f"{name}, {'test' if title == _TESTED else 'training'}", []).append(values)
     numbers = {}
     for name, parts in found.items():
         values = torch.stack(parts).double()
