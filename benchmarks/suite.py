@@ -84,7 +84,9 @@ def run_suite(
             if why:
                 left_out.append(f"{part.name}: {why}")
             found = [
-                json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.open(encoding="utf-8")
+                json.loads(line)
+                for path in sorted(folder.glob("*.jsonl"))
+                for line in path.read_text(encoding="utf-8").splitlines()
             ]
             rows += found
             if out is not None:

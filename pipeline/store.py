@@ -267,6 +267,8 @@ class Store:
         part = _PART.fullmatch(split)
         whole = part["split"] if part else split
         found = [number for number, name in enumerate(self.index["split"]) if name == whole]
+        if not found and whole in self.splits:
+            raise UserError(f"split '{whole}' of store {self.path} is empty: see refused.csv and left_out.csv there")
         if not found:
             raise UserError(f"store {self.path} has no split '{whole}'; it has: {', '.join(self.splits)}")
         if part:

@@ -21,7 +21,7 @@ def test_a_stage_is_the_median_of_its_runs():
 def test_it_tells_the_stages_of_a_start(packed_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     asked = ["startup", "--store", str(packed_store), "--rounds", "3", "--batch", "2", "--device", "cpu"]
     assert main([*asked, "--out", str(tmp_path)]) == 0
-    assert (tmp_path / "startup.csv").read_text().count("startup,eager: ") == 1 + len(STAGES)
+    assert (tmp_path / "startup.csv").read_text().count("eager: ") == 1 + len(STAGES)
     assert "s to the first step, of which" in " ".join(capsys.readouterr().out.split())
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from configs.id_lists import list_names, load_list
+from tests.conftest import make_clip
 
 ROOT = Path(__file__).parents[2]
 GUIDES = sorted((ROOT / "examples" / "guides").glob("*.md"))
@@ -90,15 +91,17 @@ def checkout(tmp_path: Path) -> Path:
 def stand_ins(folder: Path) -> dict[str, str]:
     """What stands for the data that a reader brings: path in the guides -> path here.
 
-    Real clips under ids of VGGSound: four that are trained on, and two of VGG-SS, whose published boxes they get.
+    Under ids of VGGSound four real clips to train on, and two made ones of VGG-SS, whose published boxes they get.
     """
     train = load_list("vggsound_144k_clean")[:4]
     test = load_list("vggss_test")[:2]
     clips = sorted((ROOT / "examples" / "clips").glob("*.mp4"))
     videos = folder / "vggsound"
     videos.mkdir()
-    for clip_id, clip in zip([*train, *test], clips):
+    for clip_id, clip in zip(train, clips):
         shutil.copy(clip, videos / f"{clip_id}.mp4")
+    for clip_id in test:  # VGG-SS points at second 5, where the example clips have ended
+        make_clip(videos / f"{clip_id}.mp4", seconds=10.0)
     rows = [f"{clip_id[:11]},{int(clip_id[12:])},a sound,train" for clip_id in [*train, *test]]
     table = folder / "vggsound.csv"
     table.write_text("\n".join(rows) + "\n")
