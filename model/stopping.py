@@ -27,6 +27,8 @@ class StopSignals:
 
     def asked(self) -> bool:
         """Whether a rank was asked to stop; then all of them do after the same step. Every rank must ask."""
-        if self._ranks.any(self.number is not None) and self.number is None:
+        # The common answer, not `number`: a signal that comes while the ranks agree is heard by one of them only.
+        asked = self._ranks.any(self.number is not None)
+        if asked and self.number is None:
             self.number = signal.SIGTERM
-        return self.number is not None
+        return asked
