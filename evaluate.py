@@ -27,8 +27,8 @@ from configs.run_record import hardware, versions
 from configs.schema import EvaluateConfig, EvaluateSet, ImageConfig, RunConfig
 from model.allocator import keep_freed_memory
 from model.base import Localization, LocalizationModel
-from model.build import build_model, without_initial_weights
-from model.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, restore_model
+from model.build import restored_model
+from model.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from model.compare import compare
 from model.console import make_console, print_comparison, print_result
 from model.evaluation import Scores, complete, disagreement_galleries, first_scorer, leave_out_unfit, write
@@ -250,9 +250,7 @@ def score_checkpoint(argv: Sequence[str]) -> int:
         keep_freed_memory()
     if config.train.cpu_threads:
         torch.set_num_threads(config.train.cpu_threads)
-    model = build_model(without_initial_weights(config.model))
-    restore_model(model, checkpoint.model, str(path))
-    model.to(device)
+    model = restored_model(config.model, checkpoint, path).to(device)
     if config.train.channels_last:  # as in training, so that its scores are met to the last digit
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from configs.errors import UserError, run_command
 from configs.schema import RunConfig
-from model.build import build_model, without_initial_weights
-from model.checkpoint import find_checkpoint, load_checkpoint, restore_model
+from model.build import restored_model
+from model.checkpoint import find_checkpoint, load_checkpoint
 from model.gallery import KeptMaps, Picture, build_gallery, safe_name
 from model.scoring import build_scorer
 from pipeline.excerpts import Excerpts
@@ -96,8 +96,7 @@ def localize(path: Path, store: Store, clip_ids: Sequence[str]) -> tuple[str, Ru
     found = find_checkpoint(path)
     checkpoint = load_checkpoint(found)
     config = checkpoint.config
-    model = build_model(without_initial_weights(config.model)).eval()
-    restore_model(model, checkpoint.model, str(found))
+    model = restored_model(config.model, checkpoint, found).eval()
     maps, sounds = KeptMaps(), {}
     data = config.data.model_copy(update={"store": store.path})
     split_of = dict(zip(store.index["clip_id"], store.index["split"]))

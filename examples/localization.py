@@ -22,8 +22,8 @@ from configs.resolve import resolve
 from configs.schema import FrontendConfig, RunConfig, component_config
 from evaluate import autocast, choose_device
 from model.base import Localization
-from model.build import build_model, without_initial_weights
-from model.checkpoint import find_checkpoint, load_checkpoint, restore_model
+from model.build import restored_model
+from model.checkpoint import find_checkpoint, load_checkpoint
 from model.protocol import Source
 from model.scoring import Scoreboard, build_refinements
 from pipeline.augmentation import Clips, Recipe
@@ -168,9 +168,7 @@ class Localizer:
             mapping = merge(mapping, parse_override(text))
         self.config = check(RunConfig, mapping, f"the config of {self.path} with the command line")
         self.device = choose_device(self.config)
-        self.model = build_model(without_initial_weights(self.config.model)).eval()
-        restore_model(self.model, checkpoint.model, str(self.path))
-        self.model.to(self.device)
+        self.model = restored_model(self.config.model, checkpoint, self.path).eval().to(self.device)
         if self.config.train.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         evaluate = self.config.evaluate

@@ -52,6 +52,16 @@ def without_initial_weights(config: Any) -> Any:
     return config.model_copy(update=changed)
 
 
+def restored_model(config: Any, checkpoint: Checkpoint, where: Path) -> LocalizationModel:
+    """The method that `config` (RunConfig.model) names with the weights of a checkpoint. where: for messages.
+
+    Raises: UserError as `restore_model`.
+    """
+    model = build_model(without_initial_weights(config))
+    restore_model(model, checkpoint.model, str(where))
+    return model
+
+
 def build_objective(config: Any) -> Objective:
     """The method with the losses of its config. Raises: UserError if there are none, or one that does not fit."""
     if not config.losses:
@@ -106,8 +116,7 @@ def export_published(method: str, source: Path, out: Path) -> None:
         raise UserError(f"{source} is a checkpoint of method '{checkpoint.config.model.name}', not '{method}'")
     if out.exists():
         raise UserError(f"{out} exists already; name another file")
-    model = build_model(without_initial_weights(checkpoint.config.model))
-    restore_model(model, checkpoint.model, str(source))
+    model = restored_model(checkpoint.config.model, checkpoint, source)
     state = as_published(model)
     write_atomically(out, lambda file: torch.save(state, file))
     print(f"wrote {out}: {len(state)} entries")
@@ -116,8 +125,7 @@ def export_published(method: str, source: Path, out: Path) -> None:
 def export_checkpoint(source: Path, out: Path) -> None:
     """Write a checkpoint or the newest of a run folder as an ONNX file. Raises: UserError as `export_onnx`."""
     checkpoint = load_checkpoint(source)
-    model = build_model(without_initial_weights(checkpoint.config.model))
-    restore_model(model, checkpoint.model, str(source))
+    model = restored_model(checkpoint.config.model, checkpoint, source)
     difference = export_onnx(model, checkpoint, out)
     print(f"wrote {out}: {out.stat().st_size / 2**20:.0f} MiB; maps of noise within {difference:.1g} of torch's")
 
