@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import av.logging
 import cv2
 import numpy as np
 import torch
@@ -175,8 +174,6 @@ class Localizer:
         self.protocol = resolve("model.protocols", evaluate.protocol.name)(evaluate.protocol)
         self.refinements = build_refinements(evaluate, self.device)
         self._board = Scoreboard([], self.refinements)
-        # torchvision, which models import, makes FFmpeg write about files in its own words.
-        av.logging.set_level(None)
         self.with_flow = "flow" in self.model.inputs.fields
         # A method without flow has no need of the store, which may be gone or of another version.
         known = flow or checkpoint.record.get("flow") or self._flow_of_store() if self.with_flow else "none"

@@ -23,14 +23,14 @@ _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,wav,w64,mp3,flac,aac,aiff,au,caf,amr,nut,mxf"
 )
 
-# The libraries write about every damaged packet; what matters of it comes back as an exception.
-av.logging.set_level(None)
-
 
 @contextmanager
 def opened_file(path: Path) -> Iterator[av.container.InputContainer]:
     """The container of a media file; whatever FFmpeg raises inside becomes `Refused`."""
     check_there(path)
+    # The libraries write about every damaged packet; what matters of it comes back as an exception. Said for every
+    # file, because torchvision turns it on again wherever it is imported.
+    av.logging.set_level(None)
     opened = False
     try:
         # An absolute path, so that no file name is taken for an address.
