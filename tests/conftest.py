@@ -20,6 +20,8 @@ from preprocess.writer import pack
 if not torch.cuda.is_available():
     # Before anything imports Triton, whose own functions are made for the interpreter or for a GPU.
     os.environ["TRITON_INTERPRET"] = "1"
+# What a table says is not to hang on how wide the terminal is; pytest-xdist says 80 to its workers.
+os.environ["COLUMNS"] = "200"
 
 PACKED_CLIPS = 24
 

@@ -6,10 +6,7 @@ from configs.errors import UserError
 
 
 @pytest.mark.slow
-def test_every_form_of_every_augmentation_is_measured(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv("COLUMNS", "200")
+def test_every_form_of_every_augmentation_is_measured(capsys: pytest.CaptureFixture[str]):
     threads = torch.get_num_threads()
     try:
         assert main(["augment_rate", "--batch", "2", "--rounds", "3", "--device", "cpu"]) == 0

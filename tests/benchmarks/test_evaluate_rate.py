@@ -6,8 +6,7 @@ from configs.errors import UserError
 
 
 @pytest.mark.slow
-def test_protocols_stand_beside_the_forward_pass(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("COLUMNS", "200")
+def test_protocols_stand_beside_the_forward_pass(capsys: pytest.CaptureFixture[str]):
     threads = torch.get_num_threads()
     asked = ["evaluate_rate", "--protocols", "ez_vsl", "vcs", "--clips", "8", "--rounds", "3", "--device", "cpu"]
     try:

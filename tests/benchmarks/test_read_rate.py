@@ -7,8 +7,7 @@ from benchmarks.read_rate import _blob_names, _file_reads, _part
 from pipeline.store import Store
 
 
-def test_it_prints_both_tables(packed_store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("COLUMNS", "200")
+def test_it_prints_both_tables(packed_store: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["read_rate", "--store", str(packed_store), "--rounds", "3", "--megabytes", "2"]) == 0
     said = capsys.readouterr().out
     assert all(name in said for name in ("records, in order", "records, at random", "picture and window", "files"))

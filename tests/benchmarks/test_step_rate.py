@@ -58,10 +58,7 @@ def test_the_published_form_is_the_same_loss(name: str, seed: int):
 
 
 @pytest.mark.slow
-def test_it_measures_a_method_on_noise_and_on_real_clips(
-    packed_store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv("COLUMNS", "200")
+def test_it_measures_a_method_on_noise_and_on_real_clips(packed_store: Path, capsys: pytest.CaptureFixture[str]):
     asked = ["step_rate", "--methods", "ez_vsl", "--size", "64", "--batch", "2", "--rounds", "3", "--device", "cpu"]
     assert main([*asked, "--store", str(packed_store)]) == 0
     said = capsys.readouterr().out
