@@ -101,7 +101,8 @@ def _resizing(native: Tensor) -> Callable[[], float]:
 
 def _scoring(protocol: str, native: Tensor, truths: list[Truth]) -> Callable[[], float]:
     names = [f"clip_{number}" for number in range(len(truths))]
-    config = check(EvaluateConfig, {"protocol": protocol, "metrics": {"ciou": {}}}, "benchmark")
+    metrics = {name: {} for name in resolve("model.protocols", protocol).usual_metrics}
+    config = check(EvaluateConfig, {"protocol": protocol, "metrics": metrics}, "benchmark")
     valid = torch.ones(len(truths), dtype=torch.bool)
 
     def run() -> float:
