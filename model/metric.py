@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -70,27 +71,62 @@ def consensus_iou(foreground: Tensor, truth: TruthMaps) -> Tensor:
 
 
 def met_thresholds(scores: Tensor, thresholds: Tensor) -> Tensor:
-    """`(B, P)` int64: how many thresholds each pixel of scores `(B, S, S)` reaches.
+    """`(B, P)` uint8 (int64 on a GPU): how many thresholds each pixel of scores `(B, S, S)` reaches.
 
-    Args: thresholds `(k,)`, rising in equal steps but for rounding.
+    Args: thresholds `(k,)`, k at most 255, rising in equal steps but for rounding.
     """
     flat = scores.flatten(1).contiguous()
     if flat.device.type != "cpu":
         return torch.bucketize(flat, thresholds, right=True)
-    values, cuts = flat.numpy(), thresholds.numpy()
-    # Nearly all pixels lie clearly between two thresholds: only the others need a search.
-    steps = (values - cuts[0]) * ((len(cuts) - 1) / (cuts[-1] - cuts[0]))
-    met = np.floor(steps).clip(-1, len(cuts) - 1).astype(np.int64) + 1
-    close = np.abs(steps - np.rint(steps)) < 1e-3
-    met[close] = np.searchsorted(cuts, values[close], side="right")
+    lines, cuts = flat.numpy(), thresholds.numpy()
+    width = float(cuts[-1] - cuts[0]) / (len(cuts) - 1)
+    # Value -> how many thresholds lie below it, and the half that OpenCV's rounding takes for a whole.
+    scale, offset = 1 / width, 0.5 - float(cuts[0]) / width
+    met = np.empty(lines.shape, np.uint8)
+    for line, found in zip(lines, met):
+        if line.min() < cuts[0] - 0.5 * width:
+            line = np.maximum(line, cuts[0] - 0.5 * width)  # OpenCV would drop the sign of what it rounds
+        low, high = (cv2.convertScaleAbs(line[None], alpha=scale, beta=offset + side) for side in (-2e-4, 2e-4))
+        # Nearly all pixels lie clearly between two thresholds: only the others need a search.
+        close = np.flatnonzero((low != high).ravel())
+        np.minimum(low.ravel(), len(cuts), out=found)
+        found[close] = np.searchsorted(cuts, line[close], side="right")
     return torch.from_numpy(met)
 
 
-def sum_met(met: Tensor, count: int, weights: Tensor) -> Tensor:
-    """`(B, count)` int64: the weights `(B, P)` int64 of the pixels that reach each threshold; met: `met_thresholds`."""
-    totals = torch.zeros(len(met), count + 1, dtype=torch.int64, device=met.device)
-    totals.scatter_add_(1, met, weights)
-    return totals.flip(1).cumsum(1).flip(1)[:, 1:]
+def sum_met(met: Tensor, count: int, weights: Tensor | None = None) -> Tensor:
+    """`(B, count)` int64: how many pixels reach each threshold, or the sum of their weights.
+
+    Args: met: from `met_thresholds`. weights: `(B, P)`, bool or whole numbers below 2^15.
+    """
+    if met.device.type != "cpu":
+        totals = torch.zeros(len(met), count + 1, dtype=torch.int64, device=met.device)
+        totals.scatter_add_(1, met, torch.ones_like(met) if weights is None else weights.long())
+        return totals.flip(1).cumsum(1).flip(1)[:, 1:]
+    each = [None] * len(met) if weights is None else weights.numpy()
+    levels = np.array([_histogram(line, weight) for line, weight in zip(met.numpy(), each)], np.int64).reshape(-1, 256)
+    reached = levels[:, ::-1].cumsum(1)[:, ::-1]
+    return torch.from_numpy(np.ascontiguousarray(reached[:, 1 : count + 1]))
+
+
+def inside_and_hit(met: Tensor, count: int, truth: TruthMaps) -> tuple[Tensor, Tensor]:
+    """`(B, count)` twice: how many covered pixels reach each threshold, int64; the sum of their weights, float64."""
+    inside = sum_met(met, count, truth.covered.flatten(1))
+    if truth.fractions is None:
+        return inside, inside.double()
+    if met.device.type == "cpu" and truth.halved:
+        return inside, (inside + sum_met(met, count, truth.fractions.flatten(1) == STEPS)).double() / 2
+    return inside, sum_met(met, count, truth.fractions.flatten(1)).double() / STEPS
+
+
+def _histogram(levels: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    """`(256,)` int64: how many of levels `(P,)` uint8 have each value, or the sum of the weights of those that do."""
+    if weights is not None and weights.dtype != bool:
+        return np.bincount(levels, weights, minlength=256).astype(np.int64)
+    # Several times as fast as numpy; counts below 2^24 are exact in its float32. Its mask costs more than the choice.
+    chosen = levels if weights is None else levels[weights]
+    counts = cv2.calcHist([chosen[None]], [0], None, [256], [0, 256]) if len(chosen) else np.zeros(256)
+    return counts.ravel().astype(np.int64)
 
 
 def half_area_ceiling(truth: TruthMaps) -> Tensor:

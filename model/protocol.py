@@ -1,12 +1,14 @@
 """Protocols: from a map and from annotation to what is compared; and the blind maps that scores stand beside."""
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, ClassVar, Literal
 
+import cv2
 import numpy as np
 import torch
 from pydantic import Field
@@ -61,10 +63,24 @@ class Maps:
     @cached_property
     def absolute(self) -> Tensor:
         """`(B, S, S)`: the maps on a scale from 0 to 1 that all clips share: between the bounds, or by a sigmoid."""
+        return self._to_absolute(self.resized)
+
+    def _to_absolute(self, values: Tensor) -> Tensor:
         low, high = self.bounds
         if np.isinf(low) or np.isinf(high):
-            return self.resized.sigmoid()
-        return self.resized if (low, high) == (0.0, 1.0) else (self.resized - low) / (high - low)
+            return values.sigmoid()
+        if (low, high) == (0.0, 1.0):
+            return values
+        span = high - low
+        # By a power of two, as in nearly all methods, the product is the quotient, in half the time.
+        by = (torch.mul, np.multiply, 1 / span) if math.frexp(span)[0] == 0.5 else (torch.div, np.divide, span)
+        if values.device.type != "cpu":
+            return by[0](values - low, by[2])
+        out = np.empty(values.shape, np.float32)
+        for line, scaled in zip(values.numpy(), out):  # in the cache
+            np.subtract(line, np.float32(low), out=scaled)
+            by[1](scaled, np.float32(by[2]), out=scaled)
+        return torch.from_numpy(out)
 
     @cached_property
     def scaled(self) -> Tensor:
@@ -76,8 +92,10 @@ class Maps:
         """`(B,)` twice: the least and the largest value of `resized`."""
         if self.resized.device.type != "cpu":
             return self.resized.amin((1, 2)), self.resized.amax((1, 2))
-        values = self.resized.flatten(1).numpy()
-        return torch.from_numpy(values.min(1)), torch.from_numpy(values.max(1))
+        # Line by line, so that the second pass finds it in the cache.
+        both = [(line.min(), line.max()) for line in self.resized.flatten(1).numpy()]
+        least, largest = np.array(both, np.float32).reshape(-1, 2).T
+        return torch.from_numpy(least), torch.from_numpy(largest)
 
     @cached_property
     def best(self) -> Tensor:
@@ -87,7 +105,7 @@ class Maps:
     @cached_property
     def foreground(self) -> Tensor:
         """`(B, S, S)` bool: the pixels that the protocol counts as source."""
-        return self.above(self._protocol.threshold(self), strict=self._protocol.strict)
+        return self._protocol.foreground(self)
 
     @cached_property
     def _sorted(self) -> Tensor:
@@ -95,9 +113,9 @@ class Maps:
 
     @cached_property
     def _halves(self) -> np.ndarray:
-        """`(B, P)`: the `scaled` values, the lower half of them before the upper one, whose first is its least."""
+        """`(B, P)`: the `resized` values, the lower half of them before the upper one, whose first is its least."""
         # numpy selects with vector instructions, far faster than torch sorts on a CPU.
-        lines = self.scaled.flatten(1).numpy()
+        lines = self.resized.flatten(1).numpy()
         return np.partition(lines, lines.shape[1] // 2, axis=1)
 
     def above(self, threshold: Tensor, *, strict: bool) -> Tensor:
@@ -109,25 +127,62 @@ class Maps:
         places = torch.as_tensor(place).expand(len(self.scaled))
         if self.scaled.device.type != "cpu":
             return self._sorted.gather(1, places.to(self.scaled.device)[:, None])[:, 0]
-        half = self._halves.shape[1] // 2
-        values = [
-            line[half]
-            if at == half
-            else np.partition(line[:half], at)[at]
-            if at < half
-            else np.partition(line[half:], at - half)[at - half]
-            for line, at in zip(self._halves, places.tolist(), strict=True)
-        ]
-        return torch.from_numpy(np.array(values, np.float32))
+        if self._by_sigmoid:
+            lines = zip(self.scaled.flatten(1).numpy(), places.tolist(), strict=True)
+            return torch.from_numpy(np.array([np.partition(line, at)[at] for line, at in lines], np.float32))
+        return self._scale_of(self._around(places, after=True))[:, 0]
+
+    def beyond(self, place: int | Tensor, *, strict: bool) -> Tensor:
+        """`(B, S, S)` bool: where `scaled` is above what `ranked` gives for the place, or not below it."""
+        if self.resized.device.type != "cpu" or self._by_sigmoid:
+            return self.above(self.ranked(place), strict=strict)
+        around = self._around(torch.as_tensor(place).expand(len(self.resized)), after=strict)
+        # Normalisation keeps the order, so `resized` can be cut in place of `scaled`, which need not be made: unless it
+        # rounds the first value on the other side of the cut to the same number.
+        cut, other = self._scale_of(around).unbind(1)
+        own = torch.from_numpy(around[:, 0])
+        found = _compare(self.resized, own, np.greater if strict else np.greater_equal)
+        if len(alike := torch.nonzero(cut == other)[:, 0]):
+            some = self._with_range_of(alike, self.resized[alike])
+            found[alike] = some.above(cut[alike], strict=strict)
+        return found
+
+    @property
+    def _by_sigmoid(self) -> bool:
+        """Whether `scaled` comes by a function whose last bit for one value may differ from that for many."""
+        return self._protocol.normalisation == "bounds" and bool(np.isinf(self.bounds).any())
+
+    def _around(self, places: Tensor, *, after: bool) -> np.ndarray:
+        """`(B, 2)` float32: the `resized` value at each clip's place of the ascending order, and the one after it or
+        before it; at the ends the own value stands for that.
+        """
+        found = [_around(line, at, after) for line, at in zip(self._halves, places.tolist(), strict=True)]
+        return np.array(found, np.float32).reshape(-1, 2)
+
+    def _scale_of(self, values: np.ndarray) -> Tensor:
+        """`(B, k)`: what `scaled` has where `resized` has these values `(B, k)` float32."""
+        return self._with_range_of(slice(None), torch.from_numpy(values)[:, None]).scaled[:, 0]
+
+    def _with_range_of(self, chosen: slice | Tensor, resized: Tensor) -> "Maps":
+        """Values of the chosen clips, to be normalised as those are."""
+        some = Maps(resized, self.bounds, self._protocol, negated=self.negated)
+        least, largest = self.extremes
+        some.__dict__["extremes"] = least[chosen], largest[chosen]
+        return some
 
     def top_mean(self, share: float) -> Tensor:
         """`(B,)` float64: mean of the given share of largest `absolute` values."""
-        flat = self.absolute.flatten(1)
-        count = int(flat.shape[1] * share)
-        if flat.device.type != "cpu":
-            return flat.topk(count, dim=1, sorted=False).values.mean(1, dtype=torch.float64)
-        means = [np.partition(line, len(line) - count)[-count:].mean(dtype=np.float64) for line in flat.numpy()]
-        return torch.tensor(means, dtype=torch.float64)
+        # The scale keeps the order: only what is averaged has to be put on it.
+        pixels = self.resized[0].numel()
+        count = int(pixels * share)
+        if self.resized.device.type != "cpu":
+            top = self.resized.flatten(1).topk(count, dim=1, sorted=False).values
+            return self._to_absolute(top).mean(1, dtype=torch.float64)
+        # Where the median is wanted too, the upper half is at hand.
+        halved = self._protocol.half_area and count <= pixels // 2
+        parts = self._halves[:, pixels // 2 :] if halved else self.resized.flatten(1).numpy()
+        tops = [np.partition(line, len(line) - count)[-count:] for line in parts]
+        return self._to_absolute(torch.from_numpy(np.stack(tops))).mean(1, dtype=torch.float64)
 
     def repeat(self, count: int) -> "Maps":
         """One map for `count` clips, without copies; it is normalised and cut once."""
@@ -143,6 +198,7 @@ class TruthMaps:
 
     covered: `(B, S, S)` bool: where anybody says that the sound is. fractions: `(B, S, S)` int16, 0 to 256, how far the
     annotators agree, in steps of 1/256; None where all agree on every covered pixel. clips: as stored.
+    halved: no fraction but 0, a half and 1 is there, as in a consensus of boxes.
     odd_boxes, flat_boxes: `(B,)` how many boxes have a coordinate more than a picture away from it, or cover no pixel.
     """
 
@@ -151,6 +207,7 @@ class TruthMaps:
     clips: Sequence[Truth]
     odd_boxes: np.ndarray
     flat_boxes: np.ndarray
+    halved: bool = False
 
     @cached_property
     def levels(self) -> Tensor:
@@ -172,13 +229,13 @@ class TruthMaps:
         """`(B,)` float64: sum of the weights, in pixels."""
         if self.fractions is None:
             return self.covered_px.double()
-        return self.fractions.sum((1, 2), dtype=torch.int64).double() / STEPS
+        return _total(self.fractions) / STEPS
 
     def hit(self, foreground: Tensor) -> Tensor:
         """`(B,)` float64: sum of the weights under a foreground (B, S, S) bool, in pixels."""
         if self.fractions is None:
             return overlap(foreground, self.covered).double()
-        return (self.fractions * foreground).sum((1, 2), dtype=torch.int64).double() / STEPS
+        return _total(self.fractions, foreground) / STEPS
 
     def part(self, chosen: slice) -> "TruthMaps":
         """The truth of some of the clips."""
@@ -188,6 +245,7 @@ class TruthMaps:
             self.clips[chosen],
             self.odd_boxes[chosen],
             self.flat_boxes[chosen],
+            self.halved,
         )
         for name in ("covered_px", "area"):
             some.__dict__[name] = getattr(self, name)[chosen]
@@ -237,6 +295,10 @@ class Protocol(ABC):
     @abstractmethod
     def threshold(self, maps: Maps) -> Tensor:
         """`(B,)`: where each clip's `scaled` map is cut."""
+
+    def foreground(self, maps: Maps) -> Tensor:
+        """`(B, S, S)` bool: the pixels that count as source."""
+        return maps.above(self.threshold(maps), strict=self.strict)
 
     def at(self, maxima: np.ndarray) -> "Protocol":
         """The protocol with the threshold that follows from the native maxima of all clips with a negative sound."""
@@ -307,38 +369,44 @@ class Protocol(ABC):
         for place, (x0, y0, x1, y1) in zip(owner.tolist(), drawn.tolist(), strict=True):
             if not by_votes[place]:
                 covered[place, y0:y1, x0:x1] = True
-        for place, truth in enumerate(truths):
-            if by_votes[place]:
-                levels = self._draw_votes(drawn[owner == place].tolist())
-            elif truth.boxes is None and truth.mask is not None:
-                levels = self._draw_mask(truth.mask)
-            else:
-                continue
-            covered[place] = levels > 0
-            if fractions is None and not np.isin(levels, (0, STEPS)).all():
-                fractions = np.zeros(shape, np.int16)
-            if fractions is not None:
-                fractions[place] = levels
-        if fractions is not None:
-            np.copyto(fractions, STEPS, where=covered & (fractions == 0))  # those drawn before, or by union
+        masked = [truth.boxes is None and truth.mask is not None for truth in truths]
+        if any(by_votes) or any(masked):
+            fractions = np.empty(shape, np.int16)
+            own = np.split(drawn, np.cumsum([len(each) for each in boxes])[:-1])
+            votes = np.empty(shape[1:], np.uint16)
+            binary = True
+            for place, truth in enumerate(truths):
+                levels = fractions[place]
+                if by_votes[place]:
+                    votes.fill(0)
+                    for x0, y0, x1, y1 in own[place].tolist():
+                        votes[y0:y1, x0:x1] += 1
+                    np.minimum(votes, 2, out=votes)
+                    levels[:] = votes
+                    levels *= STEPS // 2
+                elif masked[place]:
+                    self._draw_mask(truth.mask, levels)  # type: ignore[arg-type]
+                else:
+                    np.multiply(covered[place], np.int16(STEPS), out=levels)
+                    continue
+                np.greater(levels, 0, out=covered[place])
+                binary &= np.count_nonzero(levels == STEPS) == np.count_nonzero(covered[place])
+            if binary:
+                fractions = None
         return TruthMaps(
             torch.from_numpy(covered).to(device),
             None if fractions is None else torch.from_numpy(fractions).to(device),
             truths,
             np.bincount(owner, weights=odd, minlength=len(truths)).astype(np.float64),
             np.bincount(owner, weights=flat, minlength=len(truths)).astype(np.float64),
+            halved=not any(masked),
         )
 
-    def _draw_votes(self, corners: list[list[int]]) -> np.ndarray:
-        votes = np.zeros((self.size_px, self.size_px), np.int16)
-        for x0, y0, x1, y1 in corners:
-            votes[y0:y1, x0:x1] += STEPS // 2
-        return np.minimum(votes, STEPS)
-
-    def _draw_mask(self, mask: np.ndarray) -> np.ndarray:
-        size = (self.size_px, self.size_px)
-        levels = torch.from_numpy(np.round(mask.astype(np.float32) * (STEPS / 255)))
-        return interpolate(levels[None, None], size, mode="nearest-exact")[0, 0].numpy().astype(np.int16)
+    def _draw_mask(self, mask: np.ndarray, levels: np.ndarray) -> None:
+        if mask.shape != (self.size_px, self.size_px):
+            lines, columns = (_nearest(length, self.size_px) for length in mask.shape)
+            mask = mask[lines[:, None], columns]
+        np.add(mask, mask > 127, out=levels, dtype=np.int16)  # the nearest step of 1/256 to a share of 255
 
     def _by_consensus(self, truth: Truth) -> bool:
         if self.config.truth != "auto":
@@ -371,6 +439,9 @@ class MedianProtocol(Protocol):
 
     def threshold(self, maps: Maps) -> Tensor:
         return maps.ranked(self.size_px**2 // 2)
+
+    def foreground(self, maps: Maps) -> Tensor:
+        return maps.beyond(self.size_px**2 // 2, strict=self.strict)
 
 
 class FixedProtocol(Protocol):
@@ -405,6 +476,36 @@ def overlap(mask: Tensor, other: Tensor) -> Tensor:
         return (mask & other).sum((1, 2))
     pairs = zip(mask.numpy(), other.numpy(), strict=True)
     return torch.tensor([np.count_nonzero(np.logical_and(*pair)) for pair in pairs], dtype=torch.int64)
+
+
+def _total(levels: Tensor, mask: Tensor | None = None) -> Tensor:
+    """`(B,)` float64: the sum of levels `(B, S, S)` int16, of those in the mask `(B, S, S)` bool alone."""
+    if levels.device.type != "cpu":
+        return (levels if mask is None else levels * mask).sum((1, 2), dtype=torch.int64).double()
+    each = levels.numpy() if mask is None else (line * own for line, own in zip(levels.numpy(), mask.numpy()))
+    return torch.tensor([cv2.sumElems(line)[0] for line in each], dtype=torch.float64)
+
+
+@cache
+def _nearest(length: int, size: int) -> np.ndarray:
+    """`(size,)` int64: the pixel of a line of so many that lies nearest to each of `size` ones."""
+    line = torch.arange(length, dtype=torch.float32)[None, None]
+    return interpolate(line, size, mode="nearest-exact")[0, 0].long().numpy()
+
+
+def _around(halves: np.ndarray, place: int, after: bool) -> tuple[np.float32, np.float32]:
+    """See `Maps._around`. Args: halves `(P,)`: the lower half of the values, then the upper one, its least first."""
+    half = len(halves) // 2
+    lower, upper = halves[:half], halves[half:]
+    part, at = (lower, place) if place < half else (upper, place - half)
+    if place != half:
+        part = np.partition(part, at)
+    own, rest = part[at], part[at + 1 :] if after else part[:at]
+    if len(rest):
+        return own, rest.min() if after else rest.max()
+    if after and place < half:
+        return own, upper[0]
+    return own, lower.max() if not after and place == half else own
 
 
 def _compare(maps: Tensor, bound: Tensor, compare: np.ufunc) -> Tensor:

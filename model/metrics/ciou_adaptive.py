@@ -27,7 +27,7 @@ class CiouAdaptive(Metric):
     def per_clip(self, maps: Maps, truth: TruthMaps, protocol: Protocol) -> dict[str, Tensor]:
         pixels = truth.covered[0].numel()
         wanted = torch.where(truth.covered_px > 0, truth.covered_px, pixels // 2)
-        foreground = maps.above(maps.ranked(pixels - wanted), strict=True)
+        foreground = maps.beyond(pixels - wanted, strict=True)
         return {"ciou_adaptive": consensus_iou(foreground, truth)}
 
     def reduce(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:

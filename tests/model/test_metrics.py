@@ -269,9 +269,11 @@ def test_thresholds_are_met_exactly_also_at_their_own_values_and_outside():
         others = torch.cat([torch.tensor([-3.0, 1.5]), torch.rand(997, generator=torch.Generator().manual_seed(1))])
         scores = torch.cat([at, others])[None, None].repeat(2, 1, 1)
         met = met_thresholds(scores, cuts)
-        assert torch.equal(met, torch.bucketize(scores.flatten(1), cuts, right=True))
-        found = sum_met(met, len(cuts), torch.ones_like(met))
-        assert torch.equal(found, (scores.flatten(1)[:, None] >= cuts[:, None]).sum(2))
+        assert torch.equal(met.long(), torch.bucketize(scores.flatten(1), cuts, right=True))
+        reached = scores.flatten(1)[:, None] >= cuts[:, None]
+        assert torch.equal(sum_met(met, len(cuts)), reached.sum(2))
+        for weights in (scores.flatten(1) > 0.3, (100 * scores.flatten(1)).short()):
+            assert torch.equal(sum_met(met, len(cuts), weights), (reached * weights[:, None]).sum(2))
 
 
 def test_negatives_by_hand():

@@ -110,6 +110,28 @@ def test_no_map_depends_on_its_neighbours(name: str):
     assert torch.equal(repeated.foreground, together.foreground[:1].expand(4, -1, -1))
 
 
+@pytest.mark.parametrize("bounds", [(-1.0, 2.0), (0.0, 0.3), (-np.inf, np.inf)])
+@pytest.mark.parametrize("name", names("model.protocols"))
+def test_places_of_the_order_are_those_of_the_sorted_map(name: str, bounds: tuple[float, float]):
+    rule = protocol(name)
+    free = random_maps([str(number) for number in range(6)], 7, 7)
+    few = (free[:2] * 3).round() / 3  # flat parts: many equal pixels
+    close = 1e-6 * free[2:4] + 100  # normalised, some of its values become equal
+    across = torch.cat([free * 1e-4 - 0.2, free[:1] * 0 + 0.5])
+    native = torch.cat([free, few, close, across])
+    maps, pixels = rule.prepare(native, bounds), rule.size_px**2
+    ordered = maps.scaled.flatten(1).sort(dim=1).values
+    for place in (0, 1, 77, pixels // 2 - 1, pixels // 2, pixels // 2 + 1, pixels - 2, pixels - 1):
+        own = torch.arange(len(native)) if place == 77 else torch.zeros(len(native), dtype=torch.long)
+        wanted = ordered.gather(1, (place + own)[:, None])
+        assert torch.equal(maps.ranked(place + own), wanted[:, 0])
+        for strict, compare in ((True, torch.gt), (False, torch.ge)):
+            assert torch.equal(maps.beyond(place + own, strict=strict), compare(maps.scaled, wanted[:, :, None]))
+    for share in (0.25, 0.75):
+        top = maps.absolute.flatten(1).sort(dim=1).values[:, -int(pixels * share) :]
+        torch.testing.assert_close(maps.top_mean(share), top.mean(1, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", names("model.protocols"))
 def test_the_least_and_the_largest_pixel_are_on_their_sides(name: str):
     rule = protocol(name)
