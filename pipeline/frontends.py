@@ -96,7 +96,8 @@ def _log_power(segments: Tensor, config: FrontendConfig) -> Tensor:
         segments = segments - segments.mean(-1, keepdim=True)
     window = _scaled_window(config, segments.device)  # pyright: ignore[reportArgumentType]
     spectrum = torch.fft.rfft(segments * window)
-    power = torch.addcmul(spectrum.real.square(), spectrum.imag, spectrum.imag)
+    squares = torch.view_as_real(spectrum).square()  # side by side, in one pass
+    power = squares[..., 0] + squares[..., 1]
     if config.scaling == "density":
         power[..., 0] *= 0.5  # zero and half the rate have no negative frequency
         if config.n_fft % 2 == 0:
