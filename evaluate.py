@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from rich.progress import track
 
+from configs.allocator import keep_freed_memory
 from configs.errors import UserError, run_command
 from configs.id_lists import LISTS_FOLDER, load_list
 from configs.load import as_mapping, as_yaml, check, merge, parse_override
 from configs.resolve import names
 from configs.run_record import hardware, versions
 from configs.schema import EvaluateConfig, EvaluateSet, ImageConfig, RunConfig
-from model.allocator import keep_freed_memory
 from model.base import Localization, LocalizationModel
 from model.build import restored_model
 from model.checkpoint import Checkpoint, find_checkpoint, load_checkpoint

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from configs.allocator import keep_freed_memory
 from configs.errors import run_command
 from configs.load import load_config
 from configs.run_record import Clock, RunRecord, environment, history_table, interval_line, peak_memory_gb
 from configs.schema import RunConfig
 from evaluate import ScoringStopped, autocast, choose_device, evaluate_sets
-from model.allocator import keep_freed_memory
 from model.base import Progress
 from model.build import build_objective, without_initial_weights
 from model.checkpoint import Checkpoint, capture_rng, refuse_other_steps, restore_parts, resumable, save_checkpoint

@@ -25,10 +25,10 @@ from torchvision.transforms import v2
 from benchmarks.ceilings import chosen_device
 from benchmarks.harness import measure, report
 from benchmarks.suite import missing
+from configs.allocator import keep_freed_memory
 from configs.errors import UserError
 from configs.resolve import resolve
 from configs.schema import ImageConfig, component_config
-from model.allocator import keep_freed_memory
 from pipeline.augment.random_resized_crop import RandomResizedCrop
 from pipeline.augment.spectrogram_mask import SpectrogramMask
 from pipeline.augmentation import Clips, ImageAugmentation

@@ -26,9 +26,9 @@ from benchmarks.ceilings import chosen_device
 from benchmarks.field_steps import FieldStep, step_config
 from benchmarks.harness import measure, report
 from benchmarks.suite import missing
+from configs.allocator import keep_freed_memory
 from configs.errors import UserError
 from configs.schema import RunConfig
-from model.allocator import keep_freed_memory
 from pipeline.batch import Batch
 from pipeline.sizes import synthetic_batch
 

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from benchmarks.ceilings import chosen_device
 from benchmarks.harness import measure, report
+from configs.allocator import keep_freed_memory
 from configs.errors import UserError
 from configs.load import check, load_config
 from configs.resolve import names, nearest, resolve
 from configs.schema import EvaluateConfig
-from model.allocator import keep_freed_memory
 from model.base import Localization
 from model.build import build_model, without_initial_weights
 from model.scoring import build_scorer

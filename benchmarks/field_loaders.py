@@ -32,11 +32,11 @@ from benchmarks.field_ways import WAYS, FieldWay, field_batches, read_clips, wri
 from benchmarks.harness import measure, report, time_left_s
 from benchmarks.loader_rate import sound_of, split_of, training, windows
 from benchmarks.suite import missing
+from configs.allocator import keep_freed_memory
 from configs.errors import UserError
 from configs.load import load_config, load_frontend
 from configs.resolve import nearest
 from configs.schema import DataConfig, component_config
-from model.allocator import keep_freed_memory
 from pipeline.augmentation import Clips, Recipe
 from pipeline.batch import InputSpec
 from pipeline.loader import Loader, build_loader

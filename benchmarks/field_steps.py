@@ -20,11 +20,11 @@ from rich.console import Console
 from benchmarks.ceilings import chosen_device
 from benchmarks.harness import measure, report, time_left_s
 from benchmarks.step_rate import published_loss, with_few_neighbours
+from configs.allocator import keep_freed_memory
 from configs.errors import UserError
 from configs.load import load_config
 from configs.resolve import names, nearest
 from configs.schema import RunConfig
-from model.allocator import keep_freed_memory
 from model.base import Progress
 from model.build import build_objective, without_initial_weights
 from model.objective import Objective, as_configured

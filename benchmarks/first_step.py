@@ -23,9 +23,9 @@ def main(argv: list[str]) -> None:
     import torch
 
     import train
+    from configs.allocator import keep_freed_memory
     from configs.load import load_config
     from evaluate import choose_device
-    from model.allocator import keep_freed_memory
     from model.distributed import Ranks
 
     stages = {"imports": _now()}

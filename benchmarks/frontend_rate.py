@@ -22,11 +22,11 @@ from torch import Tensor
 from benchmarks.ceilings import chosen_device
 from benchmarks.harness import measure, report
 from benchmarks.suite import missing
+from configs.allocator import keep_freed_memory
 from configs.errors import UserError
 from configs.load import load_frontend
 from configs.resolve import nearest
 from configs.schema import FrontendConfig
-from model.allocator import keep_freed_memory
 from pipeline.frontends import log_spectrogram, normalise
 
 QUICK: dict[str, Any] = {"frontends": ["ez_vsl", "logmel"], "batch": 16, "device": "cpu"}

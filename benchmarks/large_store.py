@@ -27,9 +27,9 @@ import torch
 from benchmarks.harness import Figure, append_lines, half_interval, measure, origin, report
 from benchmarks.loader_rate import training
 from benchmarks.make_store import make
+from configs.allocator import keep_freed_memory
 from configs.errors import UserError
 from configs.load import load_frontend
-from model.allocator import keep_freed_memory
 from pipeline.batch import InputSpec
 from pipeline.loader import build_loader
 from pipeline.store import MANIFEST, Store, read_manifest

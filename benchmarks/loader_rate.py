@@ -22,10 +22,10 @@ from rich.table import Table
 
 from benchmarks.ceilings import bare_decode
 from benchmarks.harness import measure, report
+from configs.allocator import keep_freed_memory
 from configs.errors import UserError
 from configs.load import check
 from configs.schema import DataConfig
-from model.allocator import keep_freed_memory
 from pipeline.batch import InputSpec
 from pipeline.loader import Loader, build_loader
 from pipeline.loaders.dali import import_dali, stacked

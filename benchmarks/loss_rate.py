@@ -21,10 +21,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.ceilings import chosen_device
 from benchmarks.harness import measure, report, time_left_s
 from benchmarks.published_losses import PUBLISHED
+from configs.allocator import keep_freed_memory
 from configs.errors import UserError
 from configs.load import load_config
 from configs.resolve import names, nearest
-from model.allocator import keep_freed_memory
 from model.base import Loss
 from model.build import build_objective, without_initial_weights
 from pipeline.sizes import synthetic_batch

@@ -25,9 +25,9 @@ from benchmarks.ceilings import chosen_device
 from benchmarks.end_to_end import Loop, training_config
 from benchmarks.field_steps import OurStep, step_config
 from benchmarks.harness import Figure, measure, report, time_left_s, times
+from configs.allocator import keep_freed_memory
 from configs.errors import UserError
 from configs.schema import RunConfig
-from model.allocator import keep_freed_memory
 from pipeline.sizes import synthetic_batch
 
 AXES = ("batch", "threads", "ranks", "clips")

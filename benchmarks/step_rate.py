@@ -31,11 +31,11 @@ from benchmarks.ceilings import chosen_device, device_copy, matrix_products
 from benchmarks.harness import Figure, measure, report, time_left_s, times
 from benchmarks.loader_rate import split_of
 from benchmarks.published_losses import PUBLISHED
+from configs.allocator import keep_freed_memory
 from configs.errors import UserError
 from configs.load import load_config
 from configs.resolve import names, nearest
 from configs.schema import component_config
-from model.allocator import keep_freed_memory
 from model.base import Loss
 from model.build import build_objective, without_initial_weights
 from model.objective import Objective

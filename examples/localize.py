@@ -21,11 +21,11 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from configs.allocator import keep_freed_memory
 from configs.errors import UserError, run_command
 from evaluate import free_folder
 from examples.heat import JPEG_QUALITY, STRENGTH, THRESHOLD, Heat, still_picture, write_video
 from examples.localization import Localizer, Maps
-from model.allocator import keep_freed_memory
 from model.checkpoint import write_atomically
 from model.console import make_console
 from model.gallery import safe_name

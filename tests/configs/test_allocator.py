@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import platform, resource, sys
 import numpy as np
-from model.allocator import keep_freed_memory
+from configs.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     print(int(keep_freed_memory() == (platform.libc_ver()[0] == "glibc")), end=" ")
 else:
