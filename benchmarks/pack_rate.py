@@ -30,6 +30,7 @@ from rich.table import Table
 
 from benchmarks.harness import Figure, measure, report
 from benchmarks.make_store import make_input, picture, sound
+from configs.allocator import keep_freed_memory
 from configs.errors import UserError
 from configs.load import load_frontend
 from configs.schema import FrontendConfig
@@ -87,6 +88,7 @@ def run(
         raise UserError("--clips must be at least 4, --scale at least 0, --workers at least 1")
     if work is not None and not work.is_dir():
         raise UserError(f"--work: {work} is not a folder")
+    keep_freed_memory()  # as packing processes do
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="pack-rate-", dir=work) as name:

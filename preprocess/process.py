@@ -8,16 +8,15 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
-import sys
 import traceback
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 
+from configs.allocator import keep_freed_memory
 from configs.errors import UserError
+from preprocess.nursery import Nursery
 from preprocess.task import Crashed, Report, Task
 
 CLIP_LIMIT_S = 600
@@ -28,23 +27,14 @@ _DEATHS_IN_A_ROW = 20
 class PackingProcess:
     """A process of this machine that packs one shard after another. It leaves when this side of the connection goes."""
 
-    def __init__(self, clip_limit_s: int = CLIP_LIMIT_S) -> None:
+    def __init__(self, nursery: Nursery, clip_limit_s: int = CLIP_LIMIT_S) -> None:
         """clip_limit_s: a clip that takes longer ends the process, as one that crashes a decoder does."""
         ours, theirs = socket.socketpair()
+        self._nursery = nursery
         self._clip_limit_s = clip_limit_s
-        code = "import sys; from preprocess.process import serve; serve(*map(int, sys.argv[1:]))"
-        # A new program, not a fork: decoders and torch keep threads that a fork would copy in any state. In a process
-        # group of its own: Ctrl-C reaches every process of the terminal's, and this one is stopped by us.
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", code, str(theirs.fileno()), str(clip_limit_s)],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)},
-                process_group=0,
-            )
         self.connection = Connection(ours.detach())
-        self.pid = self._process.pid
+        with theirs:
+            self.pid = nursery.fork(theirs.fileno(), clip_limit_s)
 
     def give(self, task: Task | None) -> None:
         """The next task, or None to leave. That the process is gone is found when it is read."""
@@ -64,13 +54,13 @@ class PackingProcess:
 
     def ended(self) -> str:
         """How the process ended; one that does not is killed."""
-        try:
-            self._process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        code = self._nursery.code(self.pid, _STOP_S)
+        if code is None:
+            self._nursery.signal(self.pid, signal.SIGKILL)
+            code = self._nursery.code(self.pid, _STOP_S)
         self.connection.close()
-        code = self._process.returncode
+        if code is None:
+            return "the process is gone"
         if code == -signal.SIGALRM:
             return f"it took more than {self._clip_limit_s} s"
         return (
@@ -79,7 +69,7 @@ class PackingProcess:
 
     def stop(self) -> None:
         """Ask the process to end, without waiting for it."""
-        self._process.terminate()
+        self._nursery.signal(self.pid, signal.SIGTERM)
 
 
 def serve(descriptor: int, clip_limit_s: int) -> None:
@@ -93,6 +83,7 @@ def serve(descriptor: int, clip_limit_s: int) -> None:
         signal.alarm(clip_limit_s if kind == "clip" else 0)
         connection.send((kind, what))
 
+    keep_freed_memory()
     cv2.setNumThreads(1)
     understood = False
     try:

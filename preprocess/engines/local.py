@@ -7,6 +7,7 @@ from multiprocessing.connection import Connection, wait
 from pydantic import Field
 
 from configs.schema import ComponentConfig
+from preprocess.nursery import Nursery
 from preprocess.process import Desk, PackingProcess, Seat
 from preprocess.task import Crashed, Report, Task
 
@@ -34,26 +35,27 @@ class Local:
         desk = Desk(tasks, report, crashed)
         workers: dict[Connection, tuple[PackingProcess, Seat]] = {}
         leaving: list[PackingProcess] = []
-        try:
-            while not desk.done:
-                starting = sum(seat.task is None for _, seat in workers.values())
-                for _ in range(min(desk.waiting - starting, self.config.workers - len(workers))):
-                    process = PackingProcess()
-                    workers[process.connection] = (process, Seat())
-                for connection in wait(list(workers)):
-                    assert isinstance(connection, Connection)
-                    process, seat = workers[connection]
-                    said = process.read()
-                    if said is None:
-                        del workers[connection]
-                        desk.lost(seat, process.ended())
-                    elif desk.hear(seat, *said):
-                        process.give(desk.take(seat))
-                        if seat.task is None:
+        with Nursery() as nursery:
+            try:
+                while not desk.done:
+                    starting = sum(seat.task is None for _, seat in workers.values())
+                    for _ in range(min(desk.waiting - starting, self.config.workers - len(workers))):
+                        process = PackingProcess(nursery)
+                        workers[process.connection] = (process, Seat())
+                    for connection in wait(list(workers)):
+                        assert isinstance(connection, Connection)
+                        process, seat = workers[connection]
+                        said = process.read()
+                        if said is None:
                             del workers[connection]
-                            leaving.append(process)
-        finally:
-            for process, _ in workers.values():
-                process.stop()
-            for process in (*leaving, *(process for process, _ in workers.values())):
-                process.ended()
+                            desk.lost(seat, process.ended())
+                        elif desk.hear(seat, *said):
+                            process.give(desk.take(seat))
+                            if seat.task is None:
+                                del workers[connection]
+                                leaving.append(process)
+            finally:
+                for process, _ in workers.values():
+                    process.stop()
+                for process in (*leaving, *(process for process, _ in workers.values())):
+                    process.ended()

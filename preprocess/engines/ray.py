@@ -16,6 +16,7 @@ from pydantic import Field
 
 from configs.errors import UserError
 from configs.schema import ComponentConfig
+from preprocess.nursery import Nursery
 from preprocess.process import Desk, PackingProcess, Seat
 from preprocess.task import PLAN, Crashed, Report, ShardTask
 
@@ -127,7 +128,7 @@ class _Attendant:
     """Starts a packing process on its machine, passes tasks to it, and tells what it says."""
 
     def __init__(self) -> None:
-        self._process = PackingProcess()
+        self._process = PackingProcess(Nursery())
         self._said: list[tuple[str, str]] = []
 
     def give(self, task: ShardTask | None) -> None:

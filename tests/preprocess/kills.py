@@ -43,10 +43,10 @@ def packing_processes(pid: int) -> list[int]:
     found = []
     for child in children(pid):
         try:
-            packs = b"preprocess.process" in Path(f"/proc/{child}/cmdline").read_bytes()
+            forks = b"preprocess.nursery" in Path(f"/proc/{child}/cmdline").read_bytes()
         except OSError:
             continue
-        found += [child] if packs else packing_processes(child)
+        found += children(child) if forks else packing_processes(child)
     return found
 
 
@@ -110,7 +110,7 @@ def run_round(source: Path, store: Path, draw: random.Random, kills: int) -> Rou
         while packer.poll() is None and len(finished(store)) < wanted:
             time.sleep(0.01)
         time.sleep(draw.uniform(0, 0.5))
-        victim = draw.choice([packer.pid, *children(packer.pid)])
+        victim = draw.choice([packer.pid, *children(packer.pid), *packing_processes(packer.pid)])
         if packer.poll() is not None:
             break
         kept = finished(store)

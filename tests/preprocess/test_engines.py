@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from configs.load import load_frontend
 from preprocess.engines.local import Local
 from preprocess.engines.ray import Ray, _unseen
 from preprocess.layouts.manifest import Manifest
+from preprocess.nursery import Nursery
 from preprocess.options import PackConfig
 from preprocess.process import Desk, PackingProcess, Seat
 from preprocess.task import KILLED, PLAN, ShardTask
@@ -110,11 +112,36 @@ def test_what_ends_a_process_on_a_clip_is_told_with_the_clip(deed: str, detail: 
 
 @pytest.mark.slow
 def test_a_clip_that_takes_too_long_ends_the_process():
-    process = PackingProcess(clip_limit_s=1)
-    assert process.read() == ("ready", "")
-    process.give(Trial("a", "sleep"))
-    assert process.read() == ("clip", "a-clip") and process.read() is None
-    assert process.ended() == "it took more than 1 s"
+    with Nursery() as nursery:
+        process = PackingProcess(nursery, clip_limit_s=1)
+        assert process.read() == ("ready", "")
+        process.give(Trial("a", "sleep"))
+        assert process.read() == ("clip", "a-clip") and process.read() is None
+        assert process.ended() == "it took more than 1 s"
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@pytest.mark.slow
+def test_processes_share_what_is_imported_and_outlive_what_forked_them():
+    with Nursery() as nursery:
+        first, second = PackingProcess(nursery), PackingProcess(nursery)
+        assert first.read() == second.read() == ("ready", "") and parent(first.pid) == parent(second.pid) != os.getpid()
+        rollup = Path(f"/proc/{first.pid}/smaps_rollup").read_text()
+        kb = {key: int(text.split()[0]) for key, text in re.findall(r"(\w+): +(\d+ kB)", rollup)}
+        assert kb["Private_Dirty"] < kb["Rss"] / 2, "a fork that has done nothing yet has next to nothing of its own"
+        os.kill(parent(first.pid), signal.SIGKILL)
+        second.give(Trial("a", "leave"))
+        assert second.read() == ("clip", "a-clip") and second.read() is None
+        assert second.ended() == "the process is gone"
+        third = PackingProcess(nursery)
+        assert third.read() == ("ready", "")
+        first.give(None)
+        assert first.read() is None and first.ended() == "the process is gone"
+        third.stop()
+        assert third.read() is None and third.ended() == "the process ended by SIGTERM"
 
 
 def test_the_desk_hands_a_task_out_again_and_gives_up_in_the_end():
