@@ -328,3 +328,13 @@ def append_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Add rows to a JSON-lines file. Raises: OSError."""
     with open(path, "a", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and those that these have."""
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        found = [int(text) for task in tasks for text in (task / "children").read_text().split()]
+    except OSError:
+        return []
+    return found + [deeper for child in found for deeper in descendants(child)]

@@ -24,7 +24,7 @@ from typing import Any
 import cv2
 import torch
 
-from benchmarks.harness import Figure, append_lines, half_interval, measure, origin, report
+from benchmarks.harness import Figure, append_lines, descendants, half_interval, measure, origin, report
 from benchmarks.loader_rate import training
 from benchmarks.make_store import make
 from configs.allocator import keep_freed_memory
@@ -167,13 +167,12 @@ class _Watch:
 
 
 def _children() -> list[tuple[Path, list[str]]]:
-    """Folder and fields of `stat`, from the process state on, of every child of this process."""
+    """Folder and fields of `stat`, from the process state on, of every process that comes from this one."""
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
+    for folder in (Path(f"/proc/{pid}") for pid in descendants(os.getpid())):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
             fields = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-            if int(fields[1]) == os.getpid():
-                found.append((folder, fields))
+            found.append((folder, fields))
     return found
 
 
