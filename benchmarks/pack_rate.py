@@ -256,11 +256,11 @@ def _scale(folder: Path, clips: int, workers: int) -> None:
         nonlocal done
         done += kind in ("packed", "refused")
 
-    samples: list[tuple[int, float, float, int, int]] = []
+    start = time.monotonic()
+    samples: list[tuple[int, float, float, int, int]] = [(0, 0.0, _cpu_s([]), 0, 0)]
     over = threading.Event()
 
     def watch() -> None:
-        start = time.monotonic()
         while not over.wait(_SAMPLE_EVERY_S):
             children = descendants(os.getpid())
             memory = max((_memory_kb(pid, "RssAnon") for pid in children), default=0)
@@ -284,6 +284,9 @@ def _scale(folder: Path, clips: int, workers: int) -> None:
     finally:
         over.set()
         watcher.join()
+    # The processes are gone: what they took is as it was last seen, unless more was accounted to this one since.
+    _, _, cpu_s, memory_kb, peak_kb = samples[-1]
+    samples.append((done, time.monotonic() - start, max(cpu_s, _cpu_s([])), memory_kb, peak_kb))
     size = sum(path.stat().st_size for path in (folder / "scale-store").rglob("*") if path.is_file())
     table = Table(title=f"{packed.packed} clips by {workers} processes")
     for heading in ("clips", "clips/s", "CPU-ms/clip", "largest process, MB", "its peak, MB"):
@@ -318,11 +321,11 @@ def _memory_kb(pid: int, key: str) -> int:
 
 
 def _cpu_s(pids: list[int]) -> float:
-    """CPU seconds of living processes and of ours that have ended."""
+    """CPU seconds of living processes, of those that they waited for, and of ours that have ended."""
     ticks = 0
     for pid in pids:
         try:
-            ticks += sum(int(text) for text in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])
+            ticks += sum(int(text) for text in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15])
         except OSError:
             continue
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
