@@ -144,17 +144,20 @@ def _decoded_sound(path: Path, start_s: float, limit_s: float, channel: str) -> 
 def _sound_frames(container: av.container.InputContainer, stream: av.AudioStream) -> Iterator[av.AudioFrame]:
     """The decoded sound, short frames joined: resampling a frame costs much the same whatever its length."""
     joined: list[av.AudioFrame] = []
+    held, kind = 0, None
     try:
         for frame in container.decode(stream):
             if not frame.samples:
                 continue
-            if joined and _sound_format(frame) != _sound_format(joined[0]):
+            own = _sound_format(frame)
+            if joined and own != kind:
                 yield _join(joined)
-                joined = []
+                joined, held = [], 0
             joined.append(frame)
-            if not _joinable(frame) or sum(item.samples for item in joined) >= _JOINED_SAMPLES:
+            held, kind = held + frame.samples, own
+            if held >= _JOINED_SAMPLES or not _joinable(own):
                 yield _join(joined)
-                joined = []
+                joined, held = [], 0
     except av.error.FFmpegError:
         if joined:
             yield _join(joined)  # it may be all that is wanted
@@ -167,8 +170,9 @@ def _sound_format(frame: av.AudioFrame) -> tuple[str, str, int]:
     return frame.format.name, frame.layout.name, frame.sample_rate
 
 
-def _joinable(frame: av.AudioFrame) -> bool:
-    return frame.format.name in _SOUND_DTYPES and frame.layout.name in ("mono", "stereo")
+def _joinable(kind: tuple[str, str, int]) -> bool:
+    name, layout, _ = kind
+    return name in _SOUND_DTYPES and layout in ("mono", "stereo")
 
 
 def _join(frames: list[av.AudioFrame]) -> av.AudioFrame:
