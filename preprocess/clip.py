@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.record import Frame, Record, Source
+from preprocess.containers import KeptFile
 from preprocess.features import Resampled, as_stored, lasting_s, read_log_power, spectrogram
 from preprocess.layout import SourceClip, bad_box, box_array
 from preprocess.options import PackConfig
@@ -50,11 +51,16 @@ def frame_times(rules: tuple[str, ...], annotated_s: float, duration_s: float) -
 
 def make_record(clip: SourceClip, root: Path, config: PackConfig) -> tuple[Record, Quality]:
     """The record of a clip whose files lie under `root`, and its measures. Raises: Refused."""
+    with KeptFile() as kept:
+        return _make_record(clip, root, config, kept)
+
+
+def _make_record(clip: SourceClip, root: Path, config: PackConfig, kept: KeptFile) -> tuple[Record, Quality]:
     problem = bad_box(clip.boxes or [], clip.as_published)
     if problem:
         raise Refused("bad_boxes", problem)
     if clip.spectrogram is None:
-        sound = _sound(clip, root, config)
+        sound = _sound(clip, root, config, kept=kept)
         duration_s = len(sound.samples) / sound.rate_hz
         mean = first = Resampled(sound)
         if sound.channels > 1 and any(frontend.channel == "first" for frontend in config.frontends):
@@ -76,7 +82,7 @@ def make_record(clip: SourceClip, root: Path, config: PackConfig) -> tuple[Recor
     annotated_s = annotated_instant(clip, duration_s, config.annotated_s)
     if clip.video:
         times = [clip.start_s + time_s for time_s in frame_times(config.frames, annotated_s, duration_s)]
-        pictures = read_pictures(root / clip.video, times, config.short_side_px, config.quality, config.flow)
+        pictures = read_pictures(root / clip.video, times, config.short_side_px, config.quality, config.flow, kept)
     else:
         assert clip.image is not None
         # A still picture stands for the whole clip: it is as good as taken at the annotated instant.
@@ -153,7 +159,13 @@ def _drop(quality: Quality, config: PackConfig) -> None:
                 raise Refused(name, f"--drop {name}: {CLIP_FLAGS[name]}")
 
 
-def _sound(clip: SourceClip, root: Path, config: PackConfig, channel: Literal["mean", "first"] = "mean") -> Sound:
+def _sound(
+    clip: SourceClip,
+    root: Path,
+    config: PackConfig,
+    channel: Literal["mean", "first"] = "mean",
+    kept: KeptFile | None = None,
+) -> Sound:
     """The sound of a clip that has one. Raises: Refused."""
     if clip.audio_key is not None:
         assert clip.audio is not None
@@ -161,7 +173,7 @@ def _sound(clip: SourceClip, root: Path, config: PackConfig, channel: Literal["m
     file = clip.audio or clip.video
     assert file is not None
     try:
-        return read_sound(root / file, clip.start_s, clip.duration_s, channel=channel)
+        return read_sound(root / file, clip.start_s, clip.duration_s, channel=channel, kept=kept)
     except Refused as refused:
         if refused.reason == "no_audio" and clip.video:
             # A broken file is worth knowing of before its missing sound is.

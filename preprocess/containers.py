@@ -24,28 +24,82 @@ _FORMATS = (
 )
 
 
+class KeptFile:
+    """Keeps a file open between the reading of its sound and of its pictures: opening costs as much as decoding half a
+    second, because FFmpeg decodes the beginning to learn what it holds.
+
+    Only files whose index stands in one place are kept (MP4 and its kin): a way back to their start is exact.
+    """
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._container: av.container.InputContainer | None = None
+
+    def take(self, path: Path) -> av.container.InputContainer | None:
+        """The container of this file, at its start, if it was kept; it is then the caller's."""
+        if self._path != path or self._container is None:
+            return None
+        container, self._container = self._container, None
+        try:
+            container.seek(0)
+        except av.error.FFmpegError:
+            container.close()
+            return None
+        return container
+
+    def put(self, path: Path, container: av.container.InputContainer) -> None:
+        """Keep a container, or close it."""
+        self.close()
+        if "mp4" in container.format.name.split(","):
+            self._path, self._container = path, container
+        else:
+            container.close()
+
+    def close(self) -> None:
+        if self._container is not None:
+            self._container.close()
+        self._container = None
+
+    def __enter__(self) -> "KeptFile":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
 @contextmanager
-def opened_file(path: Path) -> Iterator[av.container.InputContainer]:
-    """The container of a media file; whatever FFmpeg raises inside becomes `Refused`."""
+def opened_file(path: Path, kept: KeptFile | None = None) -> Iterator[av.container.InputContainer]:
+    """The container of a media file; whatever FFmpeg raises inside becomes `Refused`.
+
+    kept: where the file is taken from, if it is there, and else put to at the end.
+    """
     check_there(path)
     # The libraries write about every damaged packet; what matters of it comes back as an exception. Said for every
     # file, because torchvision turns it on again wherever it is imported.
     av.logging.set_level(None)
-    opened = False
+    container = None if kept is None else kept.take(path)
+    opened = container is not None
+    keep = kept is not None and not opened
     try:
-        # An absolute path, so that no file name is taken for an address.
-        with av.open(
-            str(path.absolute()),
-            metadata_errors="ignore",
-            options={"protocol_whitelist": "file", "format_whitelist": _FORMATS},
-        ) as container:
+        if container is None:
+            container = av.open(
+                str(path.absolute()),  # so that no file name is taken for an address
+                metadata_errors="ignore",
+                options={"protocol_whitelist": "file", "format_whitelist": _FORMATS},
+            )
             opened = True
-            yield container
+        yield container
+        if kept is not None and keep:
+            kept.put(path, container)
+            container = None
     except av.error.FFmpegError as error:
         text = getattr(error, "strerror", None) or str(error)
         raise Refused("decode_error" if opened else "unreadable", f"{path.name}: {text}") from error
     except (OverflowError, ValueError) as error:  # PyAV's own, for times and formats that it cannot say
         raise Refused("decode_error" if opened else "unreadable", f"{path.name}: {error}") from error
+    finally:
+        if container is not None:
+            container.close()
 
 
 def one_thread(path: Path, stream: av.VideoStream | av.AudioStream) -> Any:

@@ -11,7 +11,7 @@ import av.container
 import av.error
 import numpy as np
 
-from preprocess.containers import one_thread, opened_file, zero_s
+from preprocess.containers import KeptFile, one_thread, opened_file, zero_s
 from preprocess.refusals import Refused, check_there
 
 MAX_CLIP_S = 600.0  # the waveform of so long a clip takes 230 MB as float32 at 96 kHz
@@ -35,16 +35,23 @@ def _usable_rate(rate_hz: int) -> int:
     return rate_hz if 4000 <= rate_hz <= 192_000 and rate_hz % 25 == 0 else 48_000
 
 
-def read_sound(path: Path, start_s: float = 0.0, duration_s: float | None = None, channel: str = "mean") -> Sound:
+def read_sound(
+    path: Path,
+    start_s: float = 0.0,
+    duration_s: float | None = None,
+    channel: str = "mean",
+    kept: KeptFile | None = None,
+) -> Sound:
     """The sound of a file from `start_s` on, mono, at the file's own rate.
 
     Decoding starts at the file's start, because seeking is not exact in formats without an index. Channels are mixed
     by libswresample (stereo: the mean), as the readers of the EZ-VSL family do, unless `channel` is "first".
+    kept: keeps the file open for its pictures.
 
     Raises: Refused (missing_file, unreadable, no_audio, decode_error, too_short, too_long).
     """
     limit_s = MAX_CLIP_S if duration_s is None else min(duration_s, MAX_CLIP_S)
-    sound = _plain_wav(path, start_s, limit_s, channel) or _decoded_sound(path, start_s, limit_s, channel)
+    sound = _plain_wav(path, start_s, limit_s, channel) or _decoded_sound(path, start_s, limit_s, channel, kept)
     wanted = round(limit_s * sound.rate_hz)
     if len(sound.samples) > wanted and (duration_s is None or duration_s > MAX_CLIP_S):
         raise Refused(
@@ -93,9 +100,9 @@ def _plain_wav(path: Path, start_s: float, limit_s: float, channel: str) -> Soun
     return Sound(samples=mono, rate_hz=rate, source_rate_hz=rate, channels=channels)
 
 
-def _decoded_sound(path: Path, start_s: float, limit_s: float, channel: str) -> Sound:
+def _decoded_sound(path: Path, start_s: float, limit_s: float, channel: str, kept: KeptFile | None = None) -> Sound:
     """The sound by FFmpeg: a sample more than `limit_s`, or beyond, if there is so much."""
-    with opened_file(path) as container:
+    with opened_file(path, kept) as container:
         stream = container.streams.best("audio")
         if stream is None:
             raise Refused("no_audio", f"{path.name} has no audio stream")

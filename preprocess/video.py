@@ -12,7 +12,7 @@ import av.stream
 import cv2
 import numpy as np
 
-from preprocess.containers import one_thread, opened_file, zero_s
+from preprocess.containers import KeptFile, one_thread, opened_file, zero_s
 from preprocess.flow import coded, flow_between
 from preprocess.pictures import Picture, check_size, reduced, stored_picture
 from preprocess.quality import Motion
@@ -28,28 +28,40 @@ _SEEK_MARGIN_S = 10.0
 
 
 def read_pictures(
-    path: Path, times_s: Sequence[float], short_side_px: int, quality: int, flow: str = "none"
+    path: Path,
+    times_s: Sequence[float],
+    short_side_px: int,
+    quality: int,
+    flow: str = "none",
+    kept: KeptFile | None = None,
 ) -> list[Picture]:
     """The pictures of a video nearest to the given times (ascending), upright; one that is nearest to two comes once.
 
     One decoding pass on one thread, from the last key picture a second before the first time (where the file lists
     them) to behind the last time. Sample aspect ratios are ignored, as the field's frame extraction does; boxes are
     fractions, so they stay right. flow: "none", or how its codes are to be made; a video of one picture has none.
+    kept: may have the file open.
 
     Raises: Refused (missing_file, unreadable, no_video, decode_error, too_large).
     """
     assert list(times_s) == sorted(times_s) and times_s
-    found = _nearest(path, times_s, short_side_px, quality, flow, all_pictures=False)
+    found = _nearest(path, times_s, short_side_px, quality, flow, all_pictures=False, kept=kept)
     if found is None:
         found = _nearest(path, times_s, short_side_px, quality, flow, all_pictures=True)
     return found or []
 
 
 def _nearest(
-    path: Path, times_s: Sequence[float], short_side_px: int, quality: int, flow: str, all_pictures: bool
+    path: Path,
+    times_s: Sequence[float],
+    short_side_px: int,
+    quality: int,
+    flow: str,
+    all_pictures: bool,
+    kept: KeptFile | None = None,
 ) -> list[Picture] | None:
     """The pictures, or None if one of those left out may be nearer, so that all must be decoded from the start."""
-    with opened_file(path) as container:
+    with opened_file(path, kept) as container:
         stream = _stream(path, container)
         counted = _counted(container)
         zero = 0.0 if counted else zero_s(container)
@@ -180,10 +192,11 @@ def _video_frames(
     their time: what remains is the same to the bit.
     """
     context = stream.codec_context
+    tick_s = float(stream.time_base or 1)
     leaving = False
     for count, packet in enumerate(container.demux(stream)):
         if leave_out is not None and context.name == "h264":
-            far = packet.pts is not None and leave_out(float(packet.pts * packet.time_base))
+            far = packet.pts is not None and leave_out(packet.pts * tick_s)
             if far != leaving:
                 context.skip_frame = "NONREF" if far else "DEFAULT"
                 leaving = far

@@ -4,11 +4,13 @@ import struct
 import zlib
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
+from preprocess.containers import KeptFile
 from preprocess.pictures import Picture, plain_jpeg, read_mask, read_still
 from preprocess.refusals import Refused
 from preprocess.sound import _decoded_sound, _plain_wav, read_sound
@@ -120,6 +122,40 @@ def test_pictures_are_left_out_and_sought_where_that_is_exact(tmp_path: Path, mo
     keys = make_clip(tmp_path / "keys.mp4", seconds=6.0, fps=10)
     read_pictures(keys, [5.0], 256, 90)
     assert decoded == pytest.approx([4.0 + number / 10 for number in range(11)])
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "delay_s", "opened"),
+    [("mp4", "libx264", 0.0, 1), ("mp4", "mpeg4", 0.4, 1), ("mov", "libx264", 0.4, 1), ("mkv", "libx264", 0.0, 2)],
+)
+def test_a_kept_file_gives_what_one_opened_anew_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, codec: str, delay_s: float, opened: int
+):
+    clip = make_clip(
+        tmp_path / f"clip.{suffix}", seconds=6.0, fps=25, codec=codec, sound_delay_s=delay_s, picture=textured
+    )
+    calls, real = [], av.open
+    monkeypatch.setattr(av, "open", lambda *given, **named: calls.append(given) or real(*given, **named))
+    for start_s in (0.0, 3.2):
+        times_s = [start_s, start_s + 0.5, start_s + 2.0]
+        sound, pictures = read_sound(clip, start_s, 2.0), read_pictures(clip, times_s, 96, 90, flow="signed")
+        calls.clear()
+        with KeptFile() as kept:
+            again = read_sound(clip, start_s, 2.0, kept=kept)
+            assert read_pictures(clip, times_s, 96, 90, flow="signed", kept=kept) == pictures
+        assert len(calls) == opened
+        assert np.array_equal(again.samples, sound.samples) and again.rate_hz == sound.rate_hz
+
+
+def test_a_kept_file_is_not_taken_for_another(tmp_path: Path):
+    first, second = (
+        make_clip(tmp_path / f"{name}.mp4", picture=lambda n, w, h, colour=colour: numbered_picture(n, w, h, colour))
+        for name, colour in (("first", (200, 60, 40)), ("second", (40, 60, 200)))
+    )
+    with KeptFile() as kept:
+        read_sound(first, kept=kept)
+        assert read_pictures(second, [1.0], 96, 90, kept=kept) == read_pictures(second, [1.0], 96, 90)
+        assert read_pictures(first, [1.0], 96, 90, kept=kept) == read_pictures(first, [1.0], 96, 90)
 
 
 def test_stored_jpeg_is_what_hardware_decoders_take(tmp_path: Path):
