@@ -14,7 +14,7 @@ from rich.console import Console
 
 from benchmarks.suite import Part, missing, run_suite
 from configs.errors import UserError, run_command
-from configs.resolve import names, nearest
+from configs.resolve import check_name, names
 
 _SUITES = ("all", "gpu")
 _QUICK_S, _GPU_S = 540.0, 480.0
@@ -41,9 +41,8 @@ def main(argv: list[str]) -> int:
     own = _options(named[0], parser) if named else []
     parser.add_argument("-h", "--help", action="help")
     arguments = parser.parse_args(argv)
-    if arguments.name not in (*known, "list", *_SUITES):
-        hint = nearest(arguments.name, known)
-        raise UserError(f"no benchmark '{arguments.name}'; there are: {', '.join(known)}.{hint}")
+    if arguments.name not in ("list", *_SUITES):
+        check_name("benchmark", arguments.name, known)
     if arguments.quick and arguments.name != "all":
         raise UserError(f"--quick goes with `all`, not with {arguments.name}")
     if arguments.name == "list":

@@ -22,8 +22,8 @@ from rich.console import Console
 from torch import Tensor
 from torchvision.transforms import v2
 
-from benchmarks.ceilings import chosen_device
 from benchmarks.harness import measure, report
+from benchmarks.options import chosen_device, device_option
 from benchmarks.suite import missing
 from configs.allocator import keep_freed_memory
 from configs.errors import UserError
@@ -46,7 +46,7 @@ _CHANGES: dict[str, dict[str, Any]] = {"flip": {"p": 1.0}, "color_jitter": {"p":
 def add_options(parser: Any) -> None:
     """The options of this benchmark."""
     parser.add_argument("--batch", type=int, default=64, help="clips; default 64")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="auto: a GPU if there is one")
+    device_option(parser)
 
 
 def run(store: Path, rounds: int, out: Path | None, batch: int = 64, device: str = "auto") -> None:

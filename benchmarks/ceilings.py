@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.harness import measure, report
-from configs.errors import UserError
+from benchmarks.options import chosen_device, device_option
 
 QUICK: dict[str, Any] = {}
 GPU: dict[str, Any] = {"device": "cuda"}
@@ -34,7 +34,7 @@ _TIMES = {"cpu": 1, "cuda": 20}
 
 def add_options(parser: Any) -> None:
     """The options of this benchmark."""
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="auto: a GPU if there is one")
+    device_option(parser)
 
 
 def run(store: Path, rounds: int, out: Path | None, device: str = "auto") -> None:
@@ -76,13 +76,6 @@ def _from_store(store: Path, copies: dict[str, Callable[[], float]], rounds: int
 
 def _report(figures: Any, ceiling: str | None, out: Path | None, device: str) -> None:
     report(figures, ceiling, out, {"device": device}, about=device)
-
-
-def chosen_device(device: str) -> torch.device:
-    """The device of an option `--device auto|cpu|cuda`. Raises: UserError for a GPU that is not there."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this machine has no CUDA GPU; use --device cpu")
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def bare_decode(jpegs: Sequence[np.ndarray], count: int) -> int:

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from benchmarks.harness import Figure, measure, report, time_left_s
 from benchmarks.loader_rate import sound_of, split_of, training, windows
+from benchmarks.options import chosen_device, device_option
 from configs.errors import UserError
 from pipeline.batch import InputSpec
 from pipeline.loader import build_loader
@@ -33,7 +34,7 @@ _BATCHES = 8
 
 def add_options(parser: Any) -> None:
     """The options of this benchmark."""
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    device_option(parser, "cpu")
     parser.add_argument("--threads", type=int, nargs="+", default=[2, 4, 8, 16], help="default 2 4 8 16")
     parser.add_argument("--batch-size", type=int, nargs="+", default=[256, 1024], help="clips; default 256 1024")
 
@@ -49,6 +50,7 @@ def run(
     """Measure on `store`, print, and append rows to `out`."""
     if min(*threads, *batch_size, 1) < 1:
         raise UserError("--threads and --batch-size must be above 0")
+    device = chosen_device(device).type
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     with Store(store) as opened:

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.ceilings import chosen_device
 from benchmarks.field_steps import FieldStep, step_config
 from benchmarks.harness import measure, report
+from benchmarks.options import chosen_device, device_option
 from benchmarks.suite import missing
 from configs.allocator import keep_freed_memory
 from configs.errors import UserError
@@ -46,7 +46,7 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--batch", type=int, help="clips; default: the preset's on a GPU, 16 on a CPU")
     parser.add_argument("--steps", type=int, help="of a window; default: 50 on a GPU, 4 on a CPU")
     parser.add_argument("--workers", type=int, help="threads of our loader; on a GPU also processes of the field's")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="auto: a GPU if there is one")
+    device_option(parser)
 
 
 def run(

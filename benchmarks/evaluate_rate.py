@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.ceilings import chosen_device
 from benchmarks.harness import measure, report
+from benchmarks.options import chosen_device, device_option
 from configs.allocator import keep_freed_memory
 from configs.errors import UserError
 from configs.load import check, load_config
-from configs.resolve import names, nearest, resolve
+from configs.resolve import check_name, names, resolve
 from configs.schema import EvaluateConfig
 from model.base import Localization
 from model.build import build_model, without_initial_weights
@@ -41,7 +41,7 @@ def add_options(parser: Any) -> None:
     """The options of this benchmark."""
     parser.add_argument("--protocols", nargs="+", help="default: all whose threshold does not come from a whole set")
     parser.add_argument("--clips", type=int, default=256, help="default 256")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="auto: a GPU if there is one")
+    device_option(parser)
 
 
 def run(
@@ -55,8 +55,7 @@ def run(
     """Measure, print, and append rows to `out`. No store is read."""
     known = [name for name in names("model.protocols") if not resolve("model.protocols", name).calibrated]
     for name in protocols or []:
-        if name not in known:
-            raise UserError(f"no protocol '{name}' here; there are: {', '.join(known)}.{nearest(name, known)}")
+        check_name("protocol with a rule of its own", name, known)
     if clips <= 0:
         raise UserError(f"--clips must be above 0, found {clips}")
     place = chosen_device(device)

@@ -35,7 +35,7 @@ from benchmarks.suite import missing
 from configs.allocator import keep_freed_memory
 from configs.errors import UserError
 from configs.load import load_config, load_frontend
-from configs.resolve import nearest
+from configs.resolve import check_name
 from configs.schema import DataConfig, component_config
 from pipeline.augmentation import Clips, Recipe
 from pipeline.batch import InputSpec
@@ -69,11 +69,7 @@ def run(
 ) -> None:
     """Measure on `store`, print, and append rows to `out`."""
     for name in ways or []:
-        if name not in WAYS:
-            known = list(WAYS)
-            raise UserError(
-                f"no loader of the field named '{name}'; there are: {', '.join(known)}.{nearest(name, known)}"
-            )
+        check_name("loader of the field named", name, list(WAYS))
     if clips < 4:
         raise UserError(f"--clips must be at least 4, found {clips}")
     if lacking := missing(NEEDS):

@@ -17,13 +17,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.ceilings import chosen_device
 from benchmarks.harness import measure, report, time_left_s
+from benchmarks.options import chosen_device, chosen_methods, device_option, methods_option
 from benchmarks.step_rate import published_loss, with_few_neighbours
 from configs.allocator import keep_freed_memory
 from configs.errors import UserError
 from configs.load import load_config
-from configs.resolve import names, nearest
 from configs.schema import RunConfig
 from model.base import Progress
 from model.build import build_objective, without_initial_weights
@@ -43,10 +42,10 @@ _START = Progress(step=0, epoch=1e9, total_steps=1)  # with the losses that join
 
 def add_options(parser: Any) -> None:
     """The options of this benchmark."""
-    parser.add_argument("--methods", nargs="+", help="default: all")
+    methods_option(parser)
     parser.add_argument("--size", type=int, default=224, help="of the pictures, px; default 224")
     parser.add_argument("--batch", type=int, help="clips; default: 128 on a GPU, 8 on a CPU")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="auto: a GPU if there is one")
+    device_option(parser)
     parser.add_argument("--compile", action="store_true", help="ours compiled on a CPU too, which takes a minute each")
 
 
@@ -61,16 +60,13 @@ def run(
     compile: bool = False,
 ) -> None:
     """Measure, print, and append rows to `out`; `store` is not read."""
-    known = names("model.methods")
-    for method in methods or []:
-        if method not in known:
-            raise UserError(f"no method '{method}'; there are: {', '.join(known)}.{nearest(method, known)}")
+    chosen = chosen_methods(methods)
     place = chosen_device(device)
     clips = batch or (128 if place.type == "cuda" else 8)
     if min(clips, size) <= 0:
         raise UserError("--batch and --size must be above 0")
     keep_freed_memory()
-    for number, method in enumerate(methods or known):
+    for number, method in enumerate(chosen):
         if number and time_left_s() < _PART_S:
             Console().print(f"left out: {method}, no time was left")
             continue

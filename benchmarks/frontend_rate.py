@@ -19,13 +19,13 @@ import torchaudio
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.ceilings import chosen_device
 from benchmarks.harness import measure, report
+from benchmarks.options import chosen_device, device_option
 from benchmarks.suite import missing
 from configs.allocator import keep_freed_memory
 from configs.errors import UserError
 from configs.load import load_frontend
-from configs.resolve import nearest
+from configs.resolve import check_name
 from configs.schema import FrontendConfig
 from pipeline.frontends import log_spectrogram, normalise
 
@@ -38,7 +38,7 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--frontends", nargs="+", help="default: all of configs/frontends")
     parser.add_argument("--batch", type=int, default=32, help="clips; default 32")
     parser.add_argument("--seconds", type=float, default=3.0, help="of sound; default 3")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="auto: a GPU if there is one")
+    device_option(parser)
 
 
 def run(
@@ -53,8 +53,7 @@ def run(
     """Measure, print, and append rows to `out`. No store is read."""
     known = sorted(path.stem for path in (Path(__file__).parents[1] / "configs" / "frontends").glob("*.yaml"))
     for name in frontends or []:
-        if name not in known:
-            raise UserError(f"no front-end '{name}'; there are: {', '.join(known)}.{nearest(name, known)}")
+        check_name("front-end", name, known)
     if min(batch, seconds) <= 0:
         raise UserError("--batch and --seconds must be above 0")
     place = chosen_device(device)

@@ -19,8 +19,8 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from benchmarks.ceilings import chosen_device
 from benchmarks.harness import measure, report, time_left_s
+from benchmarks.options import chosen_device, device_option
 from configs.errors import UserError
 from model.kernels.pooled_pairs import chunk_images, pooled_pairs
 from model.similarity import all_pairs_max, all_pairs_soft_mean, choose_fused_pairs
@@ -33,7 +33,7 @@ _SIZES = {"cpu": ((32, 64), (49,)), "cuda": ((256, 512, 1024, 2048, 4096), (49, 
 
 def add_options(parser: Any) -> None:
     """The options of this benchmark."""
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="auto: a GPU if there is one")
+    device_option(parser)
     parser.add_argument("--batch-sizes", type=int, nargs="+", help="default: 256 to 4096; on a CPU 32 and 64")
     parser.add_argument("--cells", type=int, nargs="+", help="default: 49 and 196; on a CPU 49")
     parser.add_argument("--dim", type=int, default=512, help="of the features; default 512")

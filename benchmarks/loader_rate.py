@@ -22,6 +22,7 @@ from rich.table import Table
 
 from benchmarks.ceilings import bare_decode
 from benchmarks.harness import measure, report
+from benchmarks.options import chosen_device, device_option
 from configs.allocator import keep_freed_memory
 from configs.errors import UserError
 from configs.load import check
@@ -43,7 +44,7 @@ def add_options(parser: Any) -> None:
     """The options of this benchmark."""
     parser.add_argument("--batch-size", type=int, default=64, help="clips; default 64")
     parser.add_argument("--threads", type=int, default=1, help="of each loader; default 1")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    device_option(parser, "cpu")
     parser.add_argument("--step-ms", type=float, help="length of a training step")
     parser.add_argument("--clips-per-s", type=float, help="or what a training step gets through")
 
@@ -61,6 +62,7 @@ def run(
     """Measure on `store`, print, and append rows to `out`."""
     if min(batch_size, threads, step_ms or 1, clips_per_s or 1) <= 0:
         raise UserError("--batch-size, --threads, --step-ms and --clips-per-s must be above 0")
+    device = chosen_device(device).type
     keep_freed_memory()  # as train.py does on a CPU
     cv2.setNumThreads(1)
     torch.set_num_threads(1)

@@ -18,13 +18,12 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.ceilings import chosen_device
 from benchmarks.harness import measure, report, time_left_s
+from benchmarks.options import chosen_device, chosen_methods, device_option, methods_option
 from benchmarks.published_losses import PUBLISHED
 from configs.allocator import keep_freed_memory
 from configs.errors import UserError
 from configs.load import load_config
-from configs.resolve import names, nearest
 from model.base import Loss
 from model.build import build_objective, without_initial_weights
 from pipeline.sizes import synthetic_batch
@@ -38,10 +37,10 @@ _PROBE_PX = 112
 
 def add_options(parser: Any) -> None:
     """The options of this benchmark."""
-    parser.add_argument("--methods", nargs="+", help="default: all")
+    methods_option(parser)
     parser.add_argument("--batch", type=int, default=128, help="clips; default 128")
     parser.add_argument("--sides", type=int, nargs="+", default=[7, 14], help="cells a side of the map; default 7 14")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="auto: a GPU if there is one")
+    device_option(parser)
 
 
 def run(
@@ -54,16 +53,13 @@ def run(
     device: str = "auto",
 ) -> None:
     """Measure, print, and append rows to `out`. No store is read."""
-    known = names("model.methods")
-    for method in methods or []:
-        if method not in known:
-            raise UserError(f"no method '{method}'; there are: {', '.join(known)}.{nearest(method, known)}")
+    chosen = chosen_methods(methods)
     if batch < max(_CLIPS):
         raise UserError(f"--batch must be at least {max(_CLIPS)}, found {batch}")
     place = chosen_device(device)
     keep_freed_memory()
     torch.set_num_threads(1)
-    for number, (method, side) in enumerate(product(methods or known, sides)):
+    for number, (method, side) in enumerate(product(chosen, sides)):
         if number and time_left_s() < 0:
             Console().print(f"no time was left for {method} at {side} x {side} cells")
             continue

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.ceilings import chosen_device
 from benchmarks.end_to_end import Loop, training_config
 from benchmarks.field_steps import OurStep, step_config
 from benchmarks.harness import Figure, measure, report, time_left_s, times
+from benchmarks.options import chosen_device, device_option
 from configs.allocator import keep_freed_memory
 from configs.errors import UserError
 from configs.schema import RunConfig
@@ -47,7 +47,7 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--sizes", type=int, nargs="+", help="clips of the store; default: an eighth, a half, all")
     parser.add_argument("--made", type=int, nargs="+", help="clips of stores that are made for it, in place of --sizes")
     parser.add_argument("--method", default="ez_vsl", help="of the preset METHOD_vggsound144k; default ez_vsl")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="auto: a GPU if there is one")
+    device_option(parser)
 
 
 def run(

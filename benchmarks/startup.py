@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.ceilings import chosen_device
 from benchmarks.end_to_end import training_config
 from benchmarks.first_step import figures_of, timed_run
 from benchmarks.harness import MIN_ROUNDS, report, time_left_s
+from benchmarks.options import chosen_device, device_option
 from configs.errors import UserError
 from configs.load import as_yaml
 
@@ -32,7 +32,7 @@ def add_options(parser: Any) -> None:
     """The options of this benchmark."""
     parser.add_argument("--method", default="ez_vsl", help="of the preset METHOD_vggsound144k; default ez_vsl")
     parser.add_argument("--batch", type=int, help="clips; default: 128 on a GPU, 16 on a CPU")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="auto: a GPU if there is one")
+    device_option(parser)
     parser.add_argument("--compile", action="store_true", help="compiled too on a CPU, which takes minutes")
 
 

@@ -27,14 +27,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from benchmarks.ceilings import chosen_device, device_copy, matrix_products
+from benchmarks.ceilings import device_copy, matrix_products
 from benchmarks.harness import Figure, measure, report, time_left_s, times
 from benchmarks.loader_rate import split_of
+from benchmarks.options import chosen_device, chosen_methods, device_option, methods_option
 from benchmarks.published_losses import PUBLISHED
 from configs.allocator import keep_freed_memory
 from configs.errors import UserError
 from configs.load import load_config
-from configs.resolve import names, nearest
 from configs.schema import component_config
 from model.base import Loss
 from model.build import build_objective, without_initial_weights
@@ -50,10 +50,10 @@ GPU: dict[str, Any] = {"batch": 256, "precision": "bf16", "device": "cuda"}
 
 def add_options(parser: Any) -> None:
     """The options of this benchmark."""
-    parser.add_argument("--methods", nargs="+", help="default: all")
+    methods_option(parser)
     parser.add_argument("--size", type=int, default=224, help="of the pictures, px; default 224")
     parser.add_argument("--batch", type=int, help="clips; default: 128 on a GPU, 8 on a CPU")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="auto: a GPU if there is one")
+    device_option(parser)
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="default fp32")
 
 
@@ -68,10 +68,7 @@ def run(
     precision: str = "fp32",
 ) -> None:
     """Measure, print, and append rows to `out`."""
-    known = names("model.methods")
-    for method in methods or []:
-        if method not in known:
-            raise UserError(f"no method '{method}'; there are: {', '.join(known)}.{nearest(method, known)}")
+    chosen = chosen_methods(methods)
     place = chosen_device(device)
     clips = batch or (128 if place.type == "cuda" else 8)
     if min(clips, size) <= 0:
@@ -79,7 +76,7 @@ def run(
     keep_freed_memory()
     limits = _measure_limits(precision, place, rounds)
     facts = {"batch": clips, "size_px": size, "precision": precision, "threads": torch.get_num_threads()}
-    for number, method in enumerate(methods or known):
+    for number, method in enumerate(chosen):
         if number and time_left_s() < 0:
             Console().print(f"no time was left for {method}")
             continue

@@ -13,7 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from configs.errors import UserError
-from configs.resolve import nearest
+from configs.resolve import check_name, nearest
 from configs.schema import Config, FrontendConfig, RunConfig
 
 CONFIG_FOLDER = Path(__file__).parent
@@ -151,8 +151,7 @@ def load_frontend(name: str) -> FrontendConfig:
     """The front-end of a file in `configs/frontends`, or of a path to such a file. Raises: UserError."""
     path = Path(name) if name.endswith(".yaml") else CONFIG_FOLDER / "frontends" / f"{name}.yaml"
     if not path.is_file():
-        known = sorted(file.stem for file in (CONFIG_FOLDER / "frontends").glob("*.yaml"))
-        raise UserError(f"no front-end '{name}'; there are: {', '.join(known)}.{nearest(name, known)}")
+        check_name("front-end", name, sorted(file.stem for file in (CONFIG_FOLDER / "frontends").glob("*.yaml")))
     return check(FrontendConfig, {"name": path.stem, **read_yaml(path)}, str(path))
 
 

@@ -29,6 +29,12 @@ def nearest(name: str, known: list[str]) -> str:
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
+def check_name(what: str, name: str, known: list[str]) -> None:
+    """Raises: UserError if a name is not among those known, naming those, as in "no method 'x'; there are: ..."."""
+    if name not in known:
+        raise UserError(f"no {what} '{name}'; there are: {', '.join(known)}.{nearest(name, known)}")
+
+
 def resolve(package: str, name: str) -> Any:
     """The class of extension `name` in `package`.
 

@@ -27,6 +27,7 @@ from tests.conftest import make_clip
 
 ROOT = Path(__file__).parents[1]
 EPOCHS = 14
+_EPOCHS_A_KILL = 5  # a second of a quiet core is some ten steps of two an epoch
 CONFIG = """
 model: {{name: ez_vsl, feature_dim: 16, image_encoder: {{name: resnet}}, image_dropout: 0.1}}
 data:
@@ -141,7 +142,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        config = make_config(folder)
+        config = make_config(folder, max(EPOCHS, _EPOCHS_A_KILL * options.kills))
         train_with_kills(config, folder / "whole", 0, random.Random())
         print("trained undisturbed", flush=True)
         left = train_with_kills(config, folder / "killed", options.kills, random.Random(options.seed))

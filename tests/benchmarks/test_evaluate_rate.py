@@ -18,5 +18,5 @@ def test_protocols_stand_beside_the_forward_pass(capsys: pytest.CaptureFixture[s
 
 
 def test_a_protocol_that_needs_the_whole_set_is_not_offered():
-    with pytest.raises(UserError, match=r"no protocol 'vssl' here"):
+    with pytest.raises(UserError, match=r"no protocol with a rule of its own 'vssl'"):
         main(["evaluate_rate", "--protocols", "vssl"])
