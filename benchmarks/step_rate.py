@@ -15,7 +15,6 @@ larger than with the published losses, real clips as fast as noise; on a GPU, co
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ from configs.schema import component_config
 from model.base import Loss
 from model.build import build_objective, without_initial_weights
 from model.objective import Objective
+from model.work import kept_for_backward
 from pipeline.batch import Batch, InputSpec
 from pipeline.loader import build_loader
 from pipeline.sizes import synthetic_batch
@@ -278,19 +278,3 @@ def _memory(objective: nn.Module, step: Callable[[], int], device: torch.device)
         step()
     said = f"keeps {sum(kept.values()) / 1e6:.0f} MB"
     return said + (f", peak {torch.cuda.max_memory_allocated(device) / 1e9:.2f} GB" if device.type == "cuda" else "")
-
-
-@contextmanager
-def kept_for_backward(objective: nn.Module) -> Iterator[dict[int, int]]:
-    """Storage -> bytes of what forward passes inside keep, parameters and buffers apart."""
-    own = {value.untyped_storage().data_ptr() for value in (*objective.parameters(), *objective.buffers())}
-    kept: dict[int, int] = {}
-
-    def pack(value: Tensor) -> Tensor:
-        storage = value.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return value
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
-        yield kept

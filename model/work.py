@@ -4,6 +4,8 @@ Counted on tensors without values, of the true batch size: it takes seconds and 
 """
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -82,10 +84,10 @@ class _CountWork(TorchDispatchMode):
         return result
 
 
-def count_step(objective: nn.Module, batch: Batch, weights: torch.Tensor, *, bf16: bool = False) -> Work:
-    """The work of forward pass, losses and backward pass, run on the batch as it is, with or without values."""
-    work = Work()
-    own = {tensor.untyped_storage()._cdata for tensor in objective.state_dict().values()}
+@contextmanager
+def kept_for_backward(objective: nn.Module) -> Iterator[dict[int, int]]:
+    """Block of memory -> its bytes, of what forward passes inside keep, parameters and buffers apart."""
+    own = {tensor.untyped_storage()._cdata for tensor in (*objective.parameters(), *objective.buffers())}
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -94,9 +96,16 @@ def count_step(objective: nn.Module, batch: Batch, weights: torch.Tensor, *, bf1
             kept[block._cdata] = block.nbytes()
         return tensor
 
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield kept
+
+
+def count_step(objective: nn.Module, batch: Batch, weights: torch.Tensor, *, bf16: bool = False) -> Work:
+    """The work of forward pass, losses and backward pass, run on the batch as it is, with or without values."""
+    work = Work()
     with _CountWork(work) as counting:
         with (
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            kept_for_backward(objective) as kept,
             torch.autocast(weights.device.type, torch.bfloat16, enabled=bf16),
         ):
             losses = objective(batch, weights)

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from benchmarks.__main__ import main
 from benchmarks.harness import measure
 from benchmarks.published_losses import PUBLISHED
-from benchmarks.step_rate import Work, _roofline, encoder_calls, kept_for_backward
+from benchmarks.step_rate import Work, _roofline, encoder_calls
 from configs.errors import UserError
 from configs.resolve import resolve
 
@@ -92,14 +92,6 @@ def test_wrong_options_are_named():
         main(["step_rate", "--methods", "sira"])
     with pytest.raises(UserError, match="must be above 0"):
         main(["step_rate", "--batch", "-1", "--device", "cpu"])
-
-
-def test_kept_bytes_are_counted_once_and_without_weights():
-    layer = nn.Linear(8, 8, bias=False)
-    x = torch.ones(4, 8)
-    with kept_for_backward(layer) as kept:
-        (layer(x) * layer(x)).sum().backward()
-    assert sum(kept.values()) == 3 * 4 * 8 * 4  # the input, once, and both products
 
 
 def test_encoders_are_called_as_the_method_calls_them():

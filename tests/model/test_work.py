@@ -12,7 +12,7 @@ from configs.load import load_config
 from configs.resolve import names
 from model.build import build_model, without_initial_weights
 from model.objective import Losses
-from model.work import GPUS, Work, count_step, count_work, find_gpu
+from model.work import GPUS, Work, count_step, count_work, find_gpu, kept_for_backward
 from pipeline.batch import Batch
 from pipeline.sizes import synthetic_batch
 
@@ -82,3 +82,11 @@ def test_float32_takes_twice_as_long():
     assert half == pytest.approx(1e-12) and work.seconds(gpu) == pytest.approx(2 * half)
     with pytest.raises(UserError, match="no rates of a GPU 'h20' are known; there are: h200"):
         find_gpu("h20")
+
+
+def test_kept_bytes_are_counted_once_and_without_weights():
+    layer = nn.Linear(8, 8, bias=False)
+    x = torch.ones(4, 8)
+    with kept_for_backward(layer) as kept:
+        (layer(x) * layer(x)).sum().backward()
+    assert sum(kept.values()) == 3 * 4 * 8 * 4  # the input, once, and both products
