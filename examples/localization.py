@@ -193,7 +193,7 @@ class Localizer:
         if self.config.data.store is None or not self.config.data.store.is_dir():
             return None
         with Store(self.config.data.store) as store:
-            return (store.manifest.get("flow") or {}).get("encoding")
+            return store.flow_encoding
 
     def hear(self, path: Path, start_s: float = 0.0, duration_s: float | None = None) -> Heard:
         """The sound of a file. Raises: UserError."""

@@ -250,6 +250,11 @@ class Store:
         """Names of the splits, sorted."""
         return sorted(self.manifest["splits"])
 
+    @property
+    def flow_encoding(self) -> str | None:
+        """How the codes of its flow are made (`preprocess.flow`); None where it holds none."""
+        return (self.manifest.get("flow") or {}).get("encoding")
+
     def warm_up(self) -> int:
         """Read every shard once from end to end, so that random reads find it in memory; the bytes read."""
         total = 0
@@ -339,7 +344,7 @@ def training_list(path: Path | None, split: str, exclude: str | None = None) -> 
     with Store(path) as store:
         clip_ids = [store.index["clip_id"][number] for number in training_numbers(store, split, exclude)]
         facts: dict[str, Any] = {"store": str(path), "store_id_hash": store.manifest["id_hash"]}
-        facts["flow"] = (store.manifest.get("flow") or {}).get("encoding")
+        facts["flow"] = store.flow_encoding
         if exclude is not None:
             facts |= {"exclude": exclude, "excluded_clips": len(store.select(split)) - len(clip_ids)}
     return facts | {"train_clips": len(clip_ids), "train_id_hash": id_hash(clip_ids)}, clip_ids

@@ -158,5 +158,5 @@ def test_ready_flow_is_taken_over_by_itself(tmp_path: Path):
         main([*arguments, "--flow", "signed"])
     assert main(arguments) == 0
     with Store(tmp_path / "store") as opened:
-        assert opened.manifest["flow"]["encoding"] == "published"
+        assert opened.flow_encoding == opened.manifest["flow"]["encoding"] == "published"
         assert bytes(opened.view(0).blob("flow/0/y")) == jpeg
