@@ -26,8 +26,8 @@ from configs.load import load_config
 from configs.schema import RunConfig
 from model.base import Progress
 from model.build import build_objective, without_initial_weights
-from model.objective import Objective, as_configured
-from model.optim import build_optimizer
+from model.objective import Objective
+from model.plan import TrainingStep
 from model.standardise import Standardise
 from pipeline.batch import Batch
 from pipeline.sizes import synthetic_batch
@@ -95,24 +95,14 @@ class OurStep:
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         torch.manual_seed(0)
-        self.config, self.device = config, device
         self.objective = build_objective(config.model).train().to(device)
         if config.train.channels_last:
             self.objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = build_optimizer(config.optim, self.objective.model.param_groups())
-        self.forward = as_configured(self.objective, config, device, 1)
-        self.weights = self.objective.weights_at(_START, device)
+        self.take = TrainingStep(config, self.objective, device)
         self.about = f"{config.train.precision}, {'compiled' if config.train.compile else 'eager'}, channels-last"
 
     def __call__(self, batch: Batch) -> None:
-        self.objective.model.before_step(_START)
-        enabled = self.config.train.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
-            total = self.forward(batch, self.weights).total
-        total.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.objective.model.after_step(_START)
+        self.take(batch)
 
 
 class FieldStep:

@@ -19,30 +19,41 @@ from pipeline.batch import Batch
 
 _CPU_BATCH = 16
 """Clips of the timed batches on a CPU, where larger ones are not faster."""
+_LATE = Progress(step=0, epoch=1e9, total_steps=1)
 _WARM_UP_STEPS, _STEPS, _TIME_S = 2, 10, 30.0
 _GB = 1e9
 _LISTED_CLIPS = 144_000
 """Clips of the field's usual training list: what an epoch is told for when no store is at hand."""
 
 
-def time_steps(
-    config: RunConfig, objective: Objective, batch: Batch, weights: torch.Tensor, device: torch.device
-) -> list[float]:
+class TrainingStep:
+    """A step of a run, as often as it is called, with the losses that join later; timed where no run is wanted."""
+
+    def __init__(self, config: RunConfig, objective: Objective, device: torch.device) -> None:
+        self.model, self.device = objective.model, device
+        self.bf16 = config.train.precision == "bf16"
+        self.forward = as_configured(objective, config, device, ranks=1)
+        self.optimizer = build_optimizer(config.optim, objective.model.param_groups())
+        self.weights = objective.weights_at(_LATE, device)
+
+    def __call__(self, batch: Batch) -> None:
+        self.model.before_step(_LATE)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            losses = self.forward(batch, self.weights)
+        losses.total.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model.after_step(_LATE)
+
+
+def time_steps(config: RunConfig, objective: Objective, batch: Batch, device: torch.device) -> list[float]:
     """Seconds of ten training steps on one batch after two others; of fewer, but three, if half a minute has passed."""
-    optimizer = build_optimizer(config.optim, objective.model.param_groups())
-    run = as_configured(objective, config, device, ranks=1)
-    progress = Progress(step=0, epoch=0.0, total_steps=1)
+    take = TrainingStep(config, objective, device)
     seconds: list[float] = []
     began = time.perf_counter()
     for step in range(_WARM_UP_STEPS + _STEPS):
         begin = time.perf_counter()
-        objective.model.before_step(progress)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-            losses = run(batch, weights)
-        losses.total.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        objective.model.after_step(progress)
+        take(batch)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         if step >= _WARM_UP_STEPS:
@@ -73,7 +84,6 @@ def print_plan(
         objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     spec, data = objective.model.inputs, config.data
     free = named.memory_bytes if named else free_bytes(device)
-    weights = objective.weights_at(Progress(step=0, epoch=float("inf"), total_steps=1), device)
     parameters = list(objective.parameters())
     trained = sum(each.numel() for each in parameters if each.requires_grad)
 
@@ -98,7 +108,7 @@ def print_plan(
     if named:
         _add_estimate(table, config, work.seconds(named) / clips, named, sizes)
     else:
-        needed = max(needed, _add_measurement(table, config, objective, weights, batch_of, device, free, sizes))
+        needed = max(needed, _add_measurement(table, config, objective, batch_of, device, free, sizes))
     verdict = "yes" if needed < 0.9 * free else "tight" if needed < free else "no"
     where = f"of {gpu}" if named else f"that were free on {device}"
     table.add_row("fits", verdict, f"{needed / _GB:.2f} GB of {free / _GB:.2f} GB {where}")
@@ -133,7 +143,6 @@ def _add_measurement(
     table: Table,
     config: RunConfig,
     objective: Objective,
-    weights: torch.Tensor,
     batch_of: Callable[..., Batch],
     device: torch.device,
     free: float,
@@ -143,7 +152,7 @@ def _add_measurement(
     data, spec, needed = config.data, objective.model.inputs, 0.0
     timed_clips = data.batch_size if device.type == "cuda" else min(_CPU_BATCH, data.batch_size)
     try:
-        seconds = time_steps(config, objective, batch_of(data, spec, timed_clips, device), weights, device)
+        seconds = time_steps(config, objective, batch_of(data, spec, timed_clips, device), device)
     except torch.OutOfMemoryError:
         table.add_row("training rate", "not measured", f"a batch of {timed_clips} clips does not fit into {device}")
         needed = free + 1
