@@ -18,6 +18,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import msgpack
@@ -40,6 +41,7 @@ _FIELDS = (
 )
 
 
+@lru_cache(maxsize=256)  # a few names are asked for over and over
 def name_id(name: str) -> int:
     """The 32-bit id under which the head lists the blob `name`."""
     return zlib.crc32(name.encode())

@@ -109,20 +109,21 @@ class _Environments:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._pid = os.getpid()
+        self._inherited = False
         self._open: dict[str, tuple[lmdb.Environment, lmdb.Transaction, int]] = {}
         self._names: dict[tuple[int, int], str] = {}
-        os.register_at_fork(after_in_child=self._renew_lock)
+        os.register_at_fork(after_in_child=self._mark_inherited)
 
-    def _renew_lock(self) -> None:
-        self._lock = threading.Lock()
+    def _mark_inherited(self) -> None:
+        self._lock = threading.Lock()  # a thread that is not here any more may hold the other
+        self._inherited = True
 
     def _leave_parent(self) -> None:
-        if self._pid != os.getpid():
+        if self._inherited:
             for path, (environment, _, users) in self._open.items():
                 environment.close()
                 self._open[path] = (*self._start(path), users)
-            self._pid = os.getpid()
+            self._inherited = False
 
     @staticmethod
     def _start(path: str) -> "tuple[lmdb.Environment, lmdb.Transaction]":
