@@ -95,8 +95,13 @@ def run(
                 loaders[name] = build_loader(each, InputSpec(), split, train=True, device=device)
                 stack.callback(loaders[name].close)
                 variants[name] = windows(loaders[name], batch_size)
-            variants["read only"] = stack.enter_context(read_only(config("dali", kinds[0]), split, batch_size))
-            notes = {"bare decode": "the floor", "read only": "pictures through DALI, not decoded"}
+            notes = {"bare decode": "the floor"}
+            for name, copies, note in (
+                ("read only", False, "pictures through DALI, not decoded; sounds as views of the store"),
+                ("read, sounds copied", True, "the same, and sounds copied into a batch"),
+            ):
+                read = read_only(config("dali", kinds[0]), split, batch_size, copies_sounds=copies)
+                variants[name], notes[name] = stack.enter_context(read), note
             figures = measure("loader_rate", variants, rounds, notes)
             facts = {
                 "clips": len(numbers),
@@ -155,9 +160,9 @@ def windows(loader: Loader, batch_size: int, clips: int = _WINDOW_CLIPS) -> Call
 
 
 @contextmanager
-def read_only(data: DataConfig, split: str, batch_size: int) -> Iterator[Callable[[], int]]:
-    """A variant that plans and reads batches, hands the pictures to DALI, which does nothing with them, and copies the
-    sounds as the DALI loader does.
+def read_only(data: DataConfig, split: str, batch_size: int, *, copies_sounds: bool) -> Iterator[Callable[[], int]]:
+    """A variant that plans and reads batches, hands the pictures to DALI, which does nothing with them, and, if asked,
+    copies the sounds as the DALI loader does.
     """
     dali = import_dali()
     source = ClipSource(
@@ -198,7 +203,8 @@ def read_only(data: DataConfig, split: str, batch_size: int) -> Iterator[Callabl
         pipeline.reset()
         for _ in range(wanted):
             pipeline.schedule_run()
-            stacked(kept[0].sounds[0], torch.device("cpu"))
+            if copies_sounds:
+                stacked(kept[0].sounds[0], torch.device("cpu"))
             pipeline.share_outputs()
             pipeline.release_outputs()
             kept.clear()
