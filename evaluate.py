@@ -28,7 +28,7 @@ from configs.run_record import hardware, versions
 from configs.schema import EvaluateConfig, EvaluateSet, ImageConfig, RunConfig
 from model.base import Localization, LocalizationModel
 from model.build import restored_model
-from model.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from model.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, refuse_other_flow
 from model.compare import compare
 from model.console import make_console, print_comparison, print_result
 from model.evaluation import Scores, complete, disagreement_galleries, first_scorer, leave_out_unfit, write
@@ -256,6 +256,8 @@ def score_checkpoint(argv: Sequence[str]) -> int:
 
     with Store(config.data.store) as store:  # type: ignore[arg-type]
         known = training_list(checkpoint.record, arguments.trained_on, store, config.data.train_split)
+        if "flow" in model.inputs.fields:
+            refuse_other_flow(checkpoint.record, store.flow_encoding, str(path), str(store.path))
     check_known(known, arguments.exclude_leaked)
 
     protocols = chosen_protocols(arguments.protocols)

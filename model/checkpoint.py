@@ -159,11 +159,16 @@ def refuse_other_steps(record: dict[str, Any], facts: dict[str, Any], where: str
             f"{where} was trained on the list {was}, the training split of {facts.get('store')} is the list {now}: a "
             "run goes on with its own clips only"
         )
-    was, now = record.get("flow", facts.get("flow")), facts.get("flow")
-    if was != now:
+    refuse_other_flow(record, facts.get("flow"), where, str(facts.get("store")))
+
+
+def refuse_other_flow(record: dict[str, Any], flow: str | None, where: str, store: str) -> None:
+    """flow: how it is coded in the store at hand. Raises: UserError if a run was not trained on that."""
+    was = record.get("flow", flow)
+    if was != flow:
         raise UserError(
-            f"{where} was trained on a store with flow {was or 'none'}, {facts.get('store')} has flow {now or 'none'}: "
-            "the same numbers would mean another motion. Go on with a store that was packed alike"
+            f"{where} was trained on a store with flow {was or 'none'}, {store} has flow {flow or 'none'}: the same "
+            "numbers would mean another motion. Use a store that was packed alike"
         )
 
 

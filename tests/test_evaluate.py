@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +183,25 @@ def test_a_checkpoint_needs_no_initial_weights(packed_store: Path, tmp_path: Pat
     weights.unlink()
     assert evaluate.main([str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
     assert scores(tmp_path / "out")["config"]["model"]["image_encoder"]["weights"] == str(weights)
+
+
+def test_flow_coded_otherwise_than_in_training_is_refused(run: Path, tmp_path: Path):
+    checkpoint = load_checkpoint(run)
+    encoders = {"image_encoder": {"name": "resnet"}, "flow_encoder": {"name": "resnet", "in_channels": 2}}
+    mapping = as_mapping(checkpoint.config) | {"model": {"name": "htf", **encoders}}
+    config = check(RunConfig, mapping, "the test")
+    path = save_checkpoint(
+        tmp_path,
+        replace(
+            checkpoint,
+            config=config,
+            model=build_model(config.model).state_dict(),
+            record=checkpoint.record | {"flow": "published"},
+        ),
+        keep=1,
+    )
+    with pytest.raises(UserError, match=r"trained on a store with flow published, .* has flow none"):
+        evaluate.main([str(path), "--out", str(tmp_path / "out")])
 
 
 def test_scoring_stops_between_batches(run: Path):
