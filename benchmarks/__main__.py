@@ -59,7 +59,9 @@ def main(argv: list[str]) -> int:
         run_suite(kind, parts, store, arguments.rounds, arguments.out, left_s)
     else:
         options = {key: getattr(arguments, key) for key in own}
-        _module(arguments.name).run(arguments.store or _DEMO, arguments.rounds, arguments.out, **options)
+        measures = questions[arguments.name].startswith("Question:")
+        store = arguments.store or (_DEMO if measures else None)
+        _module(arguments.name).run(store, arguments.rounds, arguments.out, **options)
     return 0
 
 

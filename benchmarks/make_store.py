@@ -136,7 +136,7 @@ def add_options(parser: Any) -> None:
 
 
 def run(
-    store: Path,
+    store: Path | None,
     rounds: int,
     out: Path | None,
     clips: int = 1000,
@@ -147,6 +147,8 @@ def run(
     workers: int | None = None,
 ) -> None:
     """Make clips and pack them into `store`, which must be new or empty. Raises: UserError."""
+    if store is None or out is not None:
+        raise UserError("make_store writes a store, no rows: name a new folder with --store, and leave --out out")
     config = PackConfig(
         frontends=tuple(load_frontend(name) for name in frontend or ["logmel"]),
         waveform=not no_waveform,

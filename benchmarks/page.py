@@ -93,7 +93,7 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--add", nargs="+", type=Path, default=[], metavar="FILE", help="rows as JSON lines")
 
 
-def run(store: Path, rounds: int, out: Path | None, add: Sequence[Path] = ()) -> None:
+def run(store: Path | None, rounds: int, out: Path | None, add: Sequence[Path] = ()) -> None:
     """File the rows of `add`; remake page and plots. Raises: UserError."""
     console = Console(soft_wrap=True)
     for path in file_rows(add, HERE / "results"):

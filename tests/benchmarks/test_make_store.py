@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.__main__ import main
 from benchmarks.make_store import jpeg, make, make_input, run, sound
 from configs.errors import UserError
 from configs.load import load_frontend
@@ -56,3 +57,9 @@ def test_a_store_of_made_clips(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
     with pytest.raises(UserError, match="is there already"):
         run(tmp_path / "store", 3, None, clips=9)
+
+
+@pytest.mark.parametrize("words", [[], ["--store", "made", "--out", "rows"]])
+def test_where_a_store_goes_must_be_said(words: list[str]):
+    with pytest.raises(UserError, match="name a new folder with --store, and leave --out out"):
+        main(["make_store", "--clips", "4", *words])
