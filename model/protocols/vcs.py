@@ -23,3 +23,7 @@ class Vcs(MedianProtocol):
     def threshold(self, maps: Maps) -> Tensor:
         half = self.size_px**2 // 2
         return (maps.ranked(half - 1) + maps.ranked(half)) / 2
+
+    def foreground(self, maps: Maps) -> Tensor:
+        # The mean of neighbouring numbers rounds to one of them, maybe the lower: no place in the order tells.
+        return maps.above(self.threshold(maps), strict=self.strict)

@@ -132,6 +132,19 @@ def test_places_of_the_order_are_those_of_the_sorted_map(name: str, bounds: tupl
         torch.testing.assert_close(maps.top_mean(share), top.mean(1, dtype=torch.float64), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", [name for name in names("model.protocols") if name != "vssl"])
+def test_the_foreground_is_what_the_threshold_says(name: str):
+    rule = protocol(name)
+    free = random_maps([str(number) for number in range(40)], 7, 7)
+    neighbours = torch.tensor([1.0, np.nextafter(np.float32(1), np.float32(2))]).repeat_interleave(224 * 112)
+    for native in ((free * 10).round() / 10, (free * 3).round() / 3, neighbours.reshape(1, 224, 224)):
+        maps = rule.prepare(native)
+        assert torch.equal(maps.foreground, maps.above(rule.threshold(maps), strict=rule.strict))
+        if name == "vcs":
+            median = np.median(maps.resized.flatten(1).numpy(), axis=1)
+            assert np.array_equal(maps.foreground.numpy(), maps.resized.numpy() >= median[:, None, None])
+
+
 @pytest.mark.parametrize("name", names("model.protocols"))
 def test_the_least_and_the_largest_pixel_are_on_their_sides(name: str):
     rule = protocol(name)
