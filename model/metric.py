@@ -84,8 +84,9 @@ def met_thresholds(scores: Tensor, thresholds: Tensor) -> Tensor:
     scale, offset = 1 / width, 0.5 - float(cuts[0]) / width
     met = np.empty(lines.shape, np.uint8)
     for line, found in zip(lines, met):
-        if line.min() < cuts[0] - 0.5 * width:
-            line = np.maximum(line, cuts[0] - 0.5 * width)  # OpenCV would drop the sign of what it rounds
+        lowest, highest = cuts[0] - 0.5 * width, cuts[-1] + width
+        if line.min() < lowest or line.max() > highest:
+            line = line.clip(lowest, highest)  # OpenCV would drop the sign of what it rounds, and what no int32 holds
         low, high = (cv2.convertScaleAbs(line[None], alpha=scale, beta=offset + side) for side in (-2e-4, 2e-4))
         # Nearly all pixels lie clearly between two thresholds: only the others need a search.
         close = np.flatnonzero((low != high).ravel())

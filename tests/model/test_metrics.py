@@ -266,13 +266,18 @@ def test_the_sweep_equals_the_released_scores_at_each_threshold():
 def test_thresholds_are_met_exactly_also_at_their_own_values_and_outside():
     for cuts in (torch.linspace(0, 1 - 1e-10, 255), torch.tensor(CiouSweep.thresholds)):
         at = torch.cat([cuts, cuts.nextafter(torch.tensor(2.0)), cuts.nextafter(torch.tensor(-1.0))])
-        others = torch.cat([torch.tensor([-3.0, 1.5]), torch.rand(997, generator=torch.Generator().manual_seed(1))])
+        others = torch.cat(
+            [
+                torch.tensor([-torch.inf, -3e38, -3.0, 1.001, 1.5, 9e6, 1e10, torch.inf]),
+                torch.rand(997, generator=torch.Generator().manual_seed(1)),
+            ]
+        )
         scores = torch.cat([at, others])[None, None].repeat(2, 1, 1)
         met = met_thresholds(scores, cuts)
         assert torch.equal(met.long(), torch.bucketize(scores.flatten(1), cuts, right=True))
         reached = scores.flatten(1)[:, None] >= cuts[:, None]
         assert torch.equal(sum_met(met, len(cuts)), reached.sum(2))
-        for weights in (scores.flatten(1) > 0.3, (100 * scores.flatten(1)).short()):
+        for weights in (scores.flatten(1) > 0.3, (100 * scores.flatten(1).clip(-1, 2)).short()):
             assert torch.equal(sum_met(met, len(cuts), weights), (reached * weights[:, None]).sum(2))
 
 
