@@ -50,7 +50,7 @@ def add_options(parser: Any) -> None:
 
 
 def run(
-    store: Path,
+    store: Path | None,
     rounds: int,
     out: Path | None,
     clips: int = 144_000,
@@ -61,6 +61,8 @@ def run(
 
     Raises: UserError.
     """
+    if store is None:
+        raise UserError("name the store with --store: a folder that large_store made, or a new one for it to make")
     if clips < _LEAST:
         raise UserError(f"--clips must be at least {_LEAST}, for every thousand is a round; found {clips}")
     keep_freed_memory()  # as train.py does on a CPU

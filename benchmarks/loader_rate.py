@@ -60,7 +60,7 @@ def run(
     clips_per_s: float | None = None,
 ) -> None:
     """Measure on `store`, print, and append rows to `out`."""
-    if min(batch_size, threads, step_ms or 1, clips_per_s or 1) <= 0:
+    if min(batch_size, threads, *(each for each in (step_ms, clips_per_s) if each is not None)) <= 0:
         raise UserError("--batch-size, --threads, --step-ms and --clips-per-s must be above 0")
     device = chosen_device(device).type
     keep_freed_memory()  # as train.py does on a CPU

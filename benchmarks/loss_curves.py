@@ -36,8 +36,11 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--set", dest="overrides", nargs="+", default=[], metavar="key=value", help="for every run")
 
 
-def run(store: Path, rounds: int, out: Path | None, config: str, steps: int, overrides: list[str]) -> None:
-    """Train, compare, print, and write every step's loss into `out`. Raises: UserError for too few rounds or steps."""
+def run(store: Path | None, rounds: int, out: Path | None, config: str, steps: int, overrides: list[str]) -> None:
+    """Train, compare, print, and write every step's loss into `out`. store: None for the config's own.
+
+    Raises: UserError for too few rounds or steps.
+    """
     if rounds < MIN_ROUNDS or steps < _PARTS:
         raise UserError(f"{rounds} seeds of {steps} steps; use --rounds {MIN_ROUNDS} and --steps {_PARTS}, or more")
     compiled = str(torch.cuda.is_available()).lower()
@@ -45,8 +48,9 @@ def run(store: Path, rounds: int, out: Path | None, config: str, steps: int, ove
         "float32": ("train.precision=fp32", "train.compile=false"),
         "bf16": ("train.precision=bf16", f"train.compile={compiled}"),
     }
-    given = [config, f"data.store={store}", *overrides]
-    sets = dict.fromkeys(load_config(given).evaluate.sets)  # none is scored
+    given = [config, *([] if store is None else [f"data.store={store}"]), *overrides]
+    loaded = load_config(given)
+    sets = dict.fromkeys(loaded.evaluate.sets)  # none is scored
     given += [f"evaluate.sets={json.dumps(sets)}", f"train.max_steps={steps}", "train.log_every_steps=1"]
     losses: dict[str, list[list[float]]] = {name: [] for name in variants}
     with tempfile.TemporaryDirectory() as folder:
@@ -57,7 +61,7 @@ def run(store: Path, rounds: int, out: Path | None, config: str, steps: int, ove
                     train.main([*given, *options, f"seed={seed}", f"out={target}", "train.boards=[]"])
                 lines = [json.loads(line) for line in (target / "log.jsonl").read_text().splitlines()]
                 losses[name].append([line["loss"] for line in lines if line["kind"] == "train"])
-    _print(losses, f"{config} {' '.join(overrides)}", str(store))
+    _print(losses, f"{config} {' '.join(overrides)}", str(loaded.data.store))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         with open(out / "loss_curves.csv", "w", newline="", encoding="utf-8") as file:
