@@ -24,11 +24,15 @@ _FORMATS = (
 )
 
 
+_BEFORE_ALL = -(1 << 40)  # microseconds
+
+
 class KeptFile:
     """Keeps a file open between the reading of its sound and of its pictures: opening costs as much as decoding half a
     second, because FFmpeg decodes the beginning to learn what it holds.
 
-    Only files whose index stands in one place are kept (MP4 and its kin): a way back to their start is exact.
+    Only files with an index are kept (MP4 and its kin): in those the way back to the start is exact, unless the index
+    itself is damaged.
     """
 
     def __init__(self) -> None:
@@ -41,7 +45,8 @@ class KeptFile:
             return None
         container, self._container = self._container, None
         try:
-            container.seek(0)
+            # Not to 0: where a clip was cut out of a longer one, its first pictures hang on one from before 0.
+            container.seek(_BEFORE_ALL)
         except av.error.FFmpegError:
             container.close()
             return None

@@ -66,6 +66,7 @@ def make_clip(
     sound: np.ndarray | None = None,
     picture: Callable[[int, int, int], np.ndarray] = numbered_picture,
     codec: str = "mpeg4",
+    b_frames: int = 0,
     audio_codec: str = "aac",
     sound_delay_s: float = 0.0,
 ) -> Path:
@@ -83,6 +84,8 @@ def make_clip(
             pictures.width, pictures.height, pictures.pix_fmt = width, height, "yuv420p"
             pictures.codec_context.thread_count = 1
             pictures.bit_rate = 400_000
+            if b_frames:
+                pictures.codec_context.max_b_frames = b_frames
             for number in range(round(seconds * fps)):
                 frame = av.VideoFrame.from_ndarray(picture(number, width, height), format="rgb24")
                 frame.pts = number

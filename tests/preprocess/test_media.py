@@ -147,6 +147,37 @@ def test_a_kept_file_gives_what_one_opened_anew_gives(
         assert np.array_equal(again.samples, sound.samples) and again.rate_hz == sound.rate_hz
 
 
+def cut(clip: Path, path: Path, start_s: float) -> Path:
+    """A part of a file without coding anew: its first pictures hang on a key picture from before the start."""
+    with av.open(str(clip)) as source, av.open(str(path), "w") as part:
+        streams = {each.index: part.add_stream_from_template(each) for each in source.streams}
+        for packet in source.demux():
+            if packet.pts is None or packet.dts is None or packet.time_base is None:
+                continue
+            first = round(start_s / packet.time_base)
+            # Sound begins at the start, pictures with the last key picture before it: every 12th is one.
+            if packet.stream.type == "video":
+                first -= round(start_s * 25) % 12 * round(1 / packet.time_base) // 25
+            if packet.pts >= first:
+                packet.pts -= round(start_s / packet.time_base)
+                packet.dts -= round(start_s / packet.time_base)
+                packet.stream = streams[packet.stream.index]
+                part.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("start_s", [0.24, 0.4, 0.92])
+def test_a_kept_file_that_was_cut_out_of_another_is_whole(tmp_path: Path, start_s: float):
+    whole = make_clip(tmp_path / "whole.mp4", seconds=4.0, fps=25, b_frames=2, picture=textured)
+    part = cut(whole, tmp_path / "part.mp4", start_s)
+    times_s = [0.0, 0.5]
+    with KeptFile() as kept:
+        read_sound(part, kept=kept)
+        assert read_pictures(part, times_s, 96, 90, flow="signed", kept=kept) == read_pictures(
+            part, times_s, 96, 90, flow="signed"
+        )
+
+
 def test_a_kept_file_is_not_taken_for_another(tmp_path: Path):
     first, second = (
         make_clip(tmp_path / f"{name}.mp4", picture=lambda n, w, h, colour=colour: numbered_picture(n, w, h, colour))
