@@ -65,12 +65,15 @@ class Nursery:
                 os.kill(pid, number)
         elif self._wire is not None:
             with contextlib.suppress(ConnectionError):
+                # Hear what is said meanwhile: where neither side did, hundreds of ends would fill the wire both ways.
+                while self._ready(select.POLLIN | select.POLLOUT) & select.POLLIN:
+                    self._hear()
                 self._wire.send(f"signal {pid} {number}".encode())
 
     def code(self, pid: int, within_s: float) -> int | None:
         """How a process ended, as `subprocess` has it, or None if it did not end so soon, or nobody knows how."""
         while pid in self._alive and pid not in self._ended and self._wire is not None:
-            if not select.select([self._wire], [], [], within_s)[0]:
+            if not self._ready(select.POLLIN, within_s):
                 return None
             try:
                 self._hear()
@@ -82,6 +85,9 @@ class Nursery:
     def close(self) -> None:
         """Let the forking process go; its children leave when their own connections do."""
         if self._wire is not None:
+            with contextlib.suppress(ConnectionError):  # of whoever has ended, note is taken first
+                while self._ready(select.POLLIN, 0):
+                    self._hear()
             self._wire.close()
         if self._mother is not None:
             try:
@@ -117,6 +123,13 @@ class Nursery:
         self._wire = ours
         return ours
 
+    def _ready(self, events: int, within_s: float | None = None) -> int:
+        """Which of the events the wire is ready for; 0 if for none so soon. Not `select`: it knows 1,024 files only."""
+        assert self._wire is not None
+        poll = select.poll()
+        poll.register(self._wire, events)
+        return next((found for _, found in poll.poll(None if within_s is None else 1000 * within_s)), 0)
+
     def _hear(self) -> str | None:
         """The next message, or None if it told of an end, of which note is taken."""
         assert self._wire is not None
@@ -144,16 +157,19 @@ def tend(descriptor: int) -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake)
     living: set[int] = set()
+    poll = select.poll()
+    for end in (wire.fileno(), woken):
+        poll.register(end, select.POLLIN)
     with contextlib.suppress(ConnectionError):
         while True:
-            ready, _, _ = select.select([wire, woken], [], [])
+            ready = {end for end, _ in poll.poll()}
             if woken in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(woken, _MESSAGE_BYTES)
                 while living and (ended := os.waitpid(-1, os.WNOHANG))[0]:
                     living.discard(ended[0])
                     wire.send(f"ended {ended[0]} {os.waitstatus_to_exitcode(ended[1])}".encode())
-            if wire not in ready:
+            if wire.fileno() not in ready:
                 continue
             said, descriptors, _, _ = socket.recv_fds(wire, _MESSAGE_BYTES, 1)
             if not said:

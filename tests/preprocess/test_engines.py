@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -142,6 +143,39 @@ def test_processes_share_what_is_imported_and_outlive_what_forked_them():
         assert first.read() is None and first.ended() == "the process is gone"
         third.stop()
         assert third.read() is None and third.ended() == "the process ended by SIGTERM"
+
+
+@pytest.mark.slow
+def test_ends_and_signals_that_fill_the_wire_both_ways_are_told(monkeypatch: pytest.MonkeyPatch):
+    real = socket.socketpair
+
+    def narrow(*kind: int) -> tuple[socket.socket, socket.socket]:
+        ends = real(*kind)
+        for end in ends:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the least that there is: a few messages
+        return ends
+
+    def stuck(*of: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stuck)
+    try:
+        with Nursery() as nursery:
+            monkeypatch.setattr(socket, "socketpair", narrow)
+            processes = [PackingProcess(nursery)]
+            monkeypatch.setattr(socket, "socketpair", real)
+            processes += [PackingProcess(nursery) for _ in range(29)]
+            for process in processes:
+                assert process.read() == ("ready", "")
+                os.kill(process.pid, signal.SIGKILL)
+            time.sleep(0.5)
+            signal.alarm(30)
+            for process in processes:
+                process.stop()
+            assert {process.ended() for process in processes} == {KILLED}
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_the_desk_hands_a_task_out_again_and_gives_up_in_the_end():
