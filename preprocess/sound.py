@@ -111,7 +111,7 @@ def _decoded_sound(path: Path, start_s: float, limit_s: float, channel: str, kep
         resampler = None
         rate = source_rate = channels = skip = wanted = 0
         chunks: list[np.ndarray] = []
-        kept = 0
+        taken = 0
         for frame in _sound_frames(container, stream):
             if resampler is None:
                 source_rate, channels = frame.sample_rate, len(frame.layout.channels)
@@ -124,7 +124,7 @@ def _decoded_sound(path: Path, start_s: float, limit_s: float, channel: str, kep
                 wanted = round(limit_s * rate)
                 if skip < 0:
                     chunks.append(np.zeros(min(-skip, wanted), np.int16))
-                    kept, skip = len(chunks[0]), 0
+                    taken, skip = len(chunks[0]), 0
             try:
                 pieces = resampler.resample(frame)
             except ValueError as error:
@@ -136,12 +136,12 @@ def _decoded_sound(path: Path, start_s: float, limit_s: float, channel: str, kep
                     samples, skip = samples[dropped:], skip - dropped
                 if len(samples):
                     chunks.append(samples)
-                    kept += len(samples)
-            if kept > wanted:
+                    taken += len(samples)
+            if taken > wanted:
                 break
         if resampler is None:
             raise Refused("no_audio", f"{path.name}: its audio stream holds no sound")
-        if kept <= wanted:
+        if taken <= wanted:
             rest = [piece.to_ndarray()[0] for piece in resampler.resample(None)]
             chunks += [np.concatenate(rest)[skip:]] if rest else []
     samples = np.concatenate(chunks) if chunks else np.zeros(0, np.int16)
