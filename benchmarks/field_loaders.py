@@ -47,6 +47,7 @@ QUICK: dict[str, Any] = {"ways": ["EZ-VSL"], "clips": 32}
 NEEDS = ("scipy", "av", "lmdb", "nvidia.dali")
 _BATCH = 64
 _WINDOW_CLIPS = 128
+_GENERAL_CLIPS = 512  # more, as some of these formats begin an epoch with work that a short window may hold or not
 _SIZE_PX = 224
 _AS_IN_TESTS = {"SSL-Align"}
 """One view, nothing drawn."""
@@ -170,7 +171,7 @@ def _general(
         chosen = component_config("pipeline.loaders", name, {option: 1})
         loader = build_loader(data.model_copy(update={"loader": chosen}), InputSpec(), split, train=True)
         stack.callback(loader.close)
-        variants[name] = windows(loader, batch, _WINDOW_CLIPS)
+        variants[name] = windows(loader, batch, _GENERAL_CLIPS)
     recipe = Recipe(data.augment, "data.augment")
     for name, package, make in (
         ("WebDataset", "webdataset", _webdataset),
@@ -179,7 +180,7 @@ def _general(
     ):
         if importlib.util.find_spec(package):
             batches = _changed(make(folder / package, clips), clips, recipe, batch)
-            variants[name] = _window(batches, max(1, _WINDOW_CLIPS // batch))
+            variants[name] = _window(batches, max(1, _GENERAL_CLIPS // batch))
         else:
             Console().print(f"{name} is left out: the package {package} is not installed")
     return variants
