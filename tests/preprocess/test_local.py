@@ -30,7 +30,7 @@ def source(tmp_path: Path) -> Path:
     folder.mkdir()
     Image.fromarray(numbered_picture(0, 64, 48)).save(folder / "a.png")
     write_wav(folder / "short.wav", tone(0.5, 16000), 16000)
-    write_wav(folder / "long.wav", tone(200.0, 16000), 16000)
+    write_wav(folder / "long.wav", tone(500.0, 16000), 16000)
     lines = [
         {"clip_id": name, "image": "a.png", "audio": "long.wav" if name == "slow" else "short.wav"}
         for name in ("a", "b", "slow", "c", "d", "e")
@@ -81,6 +81,9 @@ def test_what_goes_wrong_in_a_process_is_said_in_the_parent(source: Path, tmp_pa
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_stops_and_the_same_command_goes_on(source: Path, tmp_path: Path, number: signal.Signals):
     store = tmp_path / "store"
+    with open(source / "manifest.jsonl", "a") as manifest:  # so many that it cannot be over before it is told to stop
+        for clip in range(294):
+            manifest.write(f'\n{{"clip_id": "more_{clip}", "image": "a.png", "audio": "short.wav"}}')
     arguments = ["pack", "manifest", str(source), str(store), "--workers", "1", "--shard-clips", "2"]
     command = [sys.executable, "-m", "preprocess", *arguments]
     process = subprocess.Popen(
@@ -90,8 +93,8 @@ def test_ctrl_c_stops_and_the_same_command_goes_on(source: Path, tmp_path: Path,
         assert process.poll() is None
     os.killpg(process.pid, number)
     output, _ = process.communicate()
-    assert process.returncode == 130 and "of 3 shards done; run the same command to go on" in output
+    assert process.returncode == 130 and "of 150 shards done; run the same command to go on" in output
     assert "Traceback" not in output and not list(store.glob("*.tmp-*"))
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 0 and "packed 6 of 6 clips" in again.stdout
+    assert again.returncode == 0 and "packed 300 of 300 clips" in again.stdout
     assert verify(store) == []
