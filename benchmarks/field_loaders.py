@@ -49,6 +49,7 @@ _BATCH = 64
 _WINDOW_CLIPS = 128
 _GENERAL_CLIPS = 512  # more, as some of these formats begin an epoch with work that a short window may hold or not
 _SIZE_PX = 224
+_WINDOW_FRAMES = 200
 _AS_IN_TESTS = {"SSL-Align"}
 """One view, nothing drawn."""
 
@@ -120,8 +121,8 @@ Clip = tuple[str, bytes, np.ndarray]
 
 def _window_of(store: Store, number: int, frontend: str) -> np.ndarray:
     rows = store.view(number).blob(f"spectrogram/{frontend}")
-    wanted = min(len(rows), 200)
-    return rows[(len(rows) - wanted) // 2 :][:wanted].copy()
+    first = max(0, len(rows) - _WINDOW_FRAMES) // 2
+    return rows[(first + np.arange(_WINDOW_FRAMES)) % len(rows)]  # of a short clip, repeated
 
 
 def pack_clips(folder: Path, store: Path) -> None:
