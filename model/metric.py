@@ -82,9 +82,9 @@ def met_thresholds(scores: Tensor, thresholds: Tensor) -> Tensor:
     width = float(cuts[-1] - cuts[0]) / (len(cuts) - 1)
     # Value -> how many thresholds lie below it, and the half that OpenCV's rounding takes for a whole.
     scale, offset = 1 / width, 0.5 - float(cuts[0]) / width
+    lowest, highest = cuts[0] - 0.5 * width, cuts[-1] + width
     met = np.empty(lines.shape, np.uint8)
     for line, found in zip(lines, met):
-        lowest, highest = cuts[0] - 0.5 * width, cuts[-1] + width
         if line.min() < lowest or line.max() > highest:
             line = line.clip(lowest, highest)  # OpenCV would drop the sign of what it rounds, and what no int32 holds
         low, high = (cv2.convertScaleAbs(line[None], alpha=scale, beta=offset + side) for side in (-2e-4, 2e-4))
