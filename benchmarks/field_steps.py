@@ -24,10 +24,9 @@ from configs.allocator import keep_freed_memory
 from configs.errors import UserError
 from configs.load import load_config
 from configs.schema import RunConfig
-from model.base import Progress
 from model.build import build_objective, without_initial_weights
 from model.objective import Objective
-from model.plan import TrainingStep
+from model.plan import LATE, TrainingStep
 from model.standardise import Standardise
 from pipeline.batch import Batch
 from pipeline.sizes import synthetic_batch
@@ -37,7 +36,6 @@ GPU: dict[str, Any] = {"device": "cuda"}
 _STEPS = {"cpu": 1, "cuda": 10}
 _PART_S = 30.0
 """A method is not begun with less time left."""
-_START = Progress(step=0, epoch=1e9, total_steps=1)  # with the losses that join later
 
 
 def add_options(parser: Any) -> None:
@@ -90,7 +88,7 @@ def step_config(
     return config.model_copy(update={"model": without_initial_weights(with_few_neighbours(config.model, clips))})
 
 
-class OurStep:
+class OurStep(TrainingStep):
     """A step as train.py takes it."""
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
@@ -98,11 +96,8 @@ class OurStep:
         self.objective = build_objective(config.model).train().to(device)
         if config.train.channels_last:
             self.objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.take = TrainingStep(config, self.objective, device)
+        super().__init__(config, self.objective, device)
         self.about = f"{config.train.precision}, {'compiled' if config.train.compile else 'eager'}, channels-last"
-
-    def __call__(self, batch: Batch) -> None:
-        self.take(batch)
 
 
 class FieldStep:
@@ -126,14 +121,14 @@ class FieldStep:
             groups.append({key: value for key, value in group.items() if key != "lr_scale"} | {"lr": rate})
         kind = torch.optim.AdamW if optim.name == "adamw" else torch.optim.Adam
         self.optimizer = kind(groups, lr=optim.lr, weight_decay=optim.weight_decay)
-        self.weights = self.objective.weights_at(_START, device)
+        self.weights = self.objective.weights_at(LATE, device)
         self.half = config.model.name == "jsa" and device.type == "cuda"
         self.scaler = torch.GradScaler(device.type, enabled=self.half)
         self.about = f"{'fp16' if self.half else 'fp32'}, eager, NCHW"
 
     def __call__(self, batch: Batch) -> None:
         model = self.objective.model
-        model.before_step(_START)
+        model.before_step(LATE)
         with torch.autocast(self.device.type, torch.float16, enabled=self.half):
             losses = self.objective(batch, self.weights)
         self.optimizer.zero_grad()
@@ -142,7 +137,7 @@ class FieldStep:
         self.scaler.update()
         for term in losses.terms.values():
             float(term)
-        model.after_step(_START)
+        model.after_step(LATE)
 
 
 def nchw(batch: Batch) -> Batch:

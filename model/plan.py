@@ -19,7 +19,8 @@ from pipeline.batch import Batch
 
 _CPU_BATCH = 16
 """Clips of the timed batches on a CPU, where larger ones are not faster."""
-_LATE = Progress(step=0, epoch=1e9, total_steps=1)
+LATE = Progress(step=0, epoch=1e9, total_steps=1)
+"""When every loss has joined."""
 _WARM_UP_STEPS, _STEPS, _TIME_S = 2, 10, 30.0
 _GB = 1e9
 _LISTED_CLIPS = 144_000
@@ -34,16 +35,16 @@ class TrainingStep:
         self.bf16 = config.train.precision == "bf16"
         self.forward = as_configured(objective, config, device, ranks=1)
         self.optimizer = build_optimizer(config.optim, objective.model.param_groups())
-        self.weights = objective.weights_at(_LATE, device)
+        self.weights = objective.weights_at(LATE, device)
 
     def __call__(self, batch: Batch) -> None:
-        self.model.before_step(_LATE)
+        self.model.before_step(LATE)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             losses = self.forward(batch, self.weights)
         losses.total.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.model.after_step(_LATE)
+        self.model.after_step(LATE)
 
 
 def time_steps(config: RunConfig, objective: Objective, batch: Batch, device: torch.device) -> list[float]:
