@@ -83,8 +83,7 @@ def opened_file(path: Path, kept: KeptFile | None = None) -> Iterator[av.contain
     # file, because torchvision turns it on again wherever it is imported.
     av.logging.set_level(None)
     container = None if kept is None else kept.take(path)
-    opened = container is not None
-    keep = kept is not None and not opened
+    opened = taken = container is not None
     try:
         if container is None:
             container = av.open(
@@ -94,7 +93,7 @@ def opened_file(path: Path, kept: KeptFile | None = None) -> Iterator[av.contain
             )
             opened = True
         yield container
-        if kept is not None and keep:
+        if kept is not None and not taken:
             kept.put(path, container)
             container = None
     except av.error.FFmpegError as error:
