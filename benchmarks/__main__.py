@@ -25,7 +25,8 @@ _DEMO = Path("stores/demo")
 def main(argv: list[str]) -> int:
     began_s = time.monotonic()
     questions = {name: _first_line(name) for name in names("benchmarks")}
-    known = [name for name, line in questions.items() if line.startswith(("Question:", "No question:"))]
+    measuring = [name for name, line in questions.items() if line.startswith("Question:")]
+    known = [name for name, line in questions.items() if name in measuring or line.startswith("No question:")]
     parser = argparse.ArgumentParser(
         "python -m benchmarks",
         description=__doc__,
@@ -54,13 +55,12 @@ def main(argv: list[str]) -> int:
         budget_s = {"quick": _QUICK_S, "gpu": _GPU_S}.get(kind)
         if kind == "gpu":
             _check_gpu()
-        parts = _parts([name for name in known if questions[name].startswith("Question:")], kind)
+        parts = _parts(measuring, kind)
         left_s = None if budget_s is None else budget_s - (time.monotonic() - began_s)
         run_suite(kind, parts, store, arguments.rounds, arguments.out, left_s)
     else:
         options = {key: getattr(arguments, key) for key in own}
-        measures = questions[arguments.name].startswith("Question:")
-        store = arguments.store or (_DEMO if measures else None)
+        store = arguments.store or (_DEMO if arguments.name in measuring else None)
         _module(arguments.name).run(store, arguments.rounds, arguments.out, **options)
     return 0
 
