@@ -1,6 +1,6 @@
 """Score a checkpoint, compare results, or score the maps of any system.
 
-    python evaluate.py CHECKPOINT [key=value ...] [--sets vggss,flickr|all] [--protocols lvs,htf|all] [--store PATH]
+    python evaluate.py CHECKPOINT [key=value ...] [--sets vggss,flickr|all] [--protocols NAME,NAME|all] [--store PATH]
     python evaluate.py compare RESULTS RESULTS ... [--out DIR] [--store PATH]
     python evaluate.py maps MAPS --set NAME [--truth FILE | --store PATH] [--protocol NAME]
 
