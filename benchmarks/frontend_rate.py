@@ -24,7 +24,7 @@ from benchmarks.options import chosen_device, device_option
 from benchmarks.suite import missing
 from configs.allocator import keep_freed_memory
 from configs.errors import UserError
-from configs.load import load_frontend
+from configs.load import frontend_names, load_frontend
 from configs.resolve import check_name
 from configs.schema import FrontendConfig
 from pipeline.frontends import log_spectrogram, normalise
@@ -51,9 +51,8 @@ def run(
     device: str = "auto",
 ) -> None:
     """Measure, print, and append rows to `out`. No store is read."""
-    known = sorted(path.stem for path in (Path(__file__).parents[1] / "configs" / "frontends").glob("*.yaml"))
     for name in frontends or []:
-        check_name("front-end", name, known)
+        check_name("front-end", name, frontend_names())
     if min(batch, seconds) <= 0:
         raise UserError("--batch and --seconds must be above 0")
     place = chosen_device(device)
@@ -61,7 +60,7 @@ def run(
     torch.set_num_threads(1)
     if missing(("scipy",)):
         Console().print("left out, as scipy is not installed: the field's way", soft_wrap=True)
-    for name in frontends or known:
+    for name in frontends or frontend_names():
         config = load_frontend(name)
         samples = round(seconds * config.sample_rate_hz)
         waveforms = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, (batch, samples)).astype(np.float32))

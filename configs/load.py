@@ -147,11 +147,16 @@ def load_config(argv: Sequence[str]) -> RunConfig:
     return config
 
 
+def frontend_names() -> list[str]:
+    """Names of the front-ends in `configs/frontends`, sorted."""
+    return sorted(file.stem for file in (CONFIG_FOLDER / "frontends").glob("*.yaml"))
+
+
 def load_frontend(name: str) -> FrontendConfig:
     """The front-end of a file in `configs/frontends`, or of a path to such a file. Raises: UserError."""
     path = Path(name) if name.endswith(".yaml") else CONFIG_FOLDER / "frontends" / f"{name}.yaml"
     if not path.is_file():
-        check_name("front-end", name, sorted(file.stem for file in (CONFIG_FOLDER / "frontends").glob("*.yaml")))
+        check_name("front-end", name, frontend_names())
     return check(FrontendConfig, {"name": path.stem, **read_yaml(path)}, str(path))
 
 

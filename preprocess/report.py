@@ -14,6 +14,7 @@ import msgpack
 import numpy as np
 
 from configs.errors import UserError
+from configs.resolve import check_name
 from pipeline.record import RecordView
 from pipeline.store import DATA, INDEX, key_of, read_manifest
 from preprocess.files import write_bytes
@@ -111,9 +112,8 @@ def _dtype(name: str) -> type:
 
 def ids_with(judged: Judged, flags: Sequence[str]) -> list[str]:
     """Ids of the clips with any of the flags, sorted. Raises: UserError for a flag that there is not."""
-    unknown = [name for name in flags if name not in FLAGS]
-    if unknown:
-        raise UserError(f"no flag '{unknown[0]}'; there are: {', '.join(FLAGS)}")
+    for name in flags:
+        check_name("flag", name, list(FLAGS))
     chosen = np.logical_or.reduce([judged.flagged[name] for name in flags])
     return sorted(judged.clip_id[number] for number in np.flatnonzero(chosen))
 
