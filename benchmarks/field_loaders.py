@@ -41,6 +41,7 @@ from pipeline.augmentation import Clips, Recipe
 from pipeline.batch import InputSpec
 from pipeline.loader import Loader, build_loader
 from pipeline.sampler import Draws, clip_keys
+from pipeline.source import ClipSource
 from pipeline.store import Store
 
 QUICK: dict[str, Any] = {"ways": ["EZ-VSL"], "clips": 32}
@@ -49,7 +50,6 @@ _BATCH = 64
 _WINDOW_CLIPS = 128
 _GENERAL_CLIPS = 512  # more, as some of these formats begin an epoch with work that a short window may hold or not
 _SIZE_PX = 224
-_WINDOW_FRAMES = 200
 _AS_IN_TESTS = {"SSL-Align"}
 """One view, nothing drawn."""
 
@@ -104,25 +104,14 @@ def run(
         if time_left_s() < 0:
             Console().print("left out: the general formats, no time was left")
             return
-        frontend = sound_of(opened)
-        finished = [
-            (clip_id, jpeg, _window_of(opened, number, frontend["name"]))
-            for number, (clip_id, jpeg, _) in zip(numbers, taken)
-        ]
-        data = training(store, frontend, batch_size=batch, image={"pixels": "jpeg"})
-        general = _general(stack, data, split, folder, finished)
+        data = training(store, sound_of(opened), batch_size=batch, image={"pixels": "jpeg"})
+        general = _general(stack, data, split, folder, numbers, [(clip_id, jpeg) for clip_id, jpeg, _ in taken])
         figures = measure("field_loaders", floor | general, rounds, notes)
         report(figures, "bare decode", out, facts | {"loader": "reference"}, about="general formats")
 
 
 Clip = tuple[str, bytes, np.ndarray]
 """Id, JPEG, the middle window of the spectrogram `(T, F)` float16."""
-
-
-def _window_of(store: Store, number: int, frontend: str) -> np.ndarray:
-    rows = store.view(number).blob(f"spectrogram/{frontend}")
-    first = max(0, len(rows) - _WINDOW_FRAMES) // 2
-    return rows[(first + np.arange(_WINDOW_FRAMES)) % len(rows)]  # of a short clip, repeated
 
 
 def pack_clips(folder: Path, store: Path) -> None:
@@ -163,16 +152,23 @@ def field_windows(dataset: FieldWay, batch: int) -> Callable[[], int]:
 
 
 def _general(
-    stack: ExitStack, data: DataConfig, split: str, folder: Path, clips: list[Clip]
+    stack: ExitStack, data: DataConfig, split: str, folder: Path, numbers: list[int], pictures: list[tuple[str, bytes]]
 ) -> dict[str, Callable[[], int]]:
-    """Variants of the general formats, and of our loaders with the same work."""
+    """Variants of the general formats, and of our loaders with the same work.
+
+    numbers: of the clips in the store; pictures: their ids and JPEGs.
+    """
     batch = data.batch_size
     variants: dict[str, Callable[[], int]] = {}
+    loaders: dict[str, Any] = {}
     for name, option in (("reference", "workers"), ("dali", "threads")):
         chosen = component_config("pipeline.loaders", name, {option: 1})
-        loader = build_loader(data.model_copy(update={"loader": chosen}), InputSpec(), split, train=True)
-        stack.callback(loader.close)
-        variants[name] = windows(loader, batch, _GENERAL_CLIPS)
+        loaders[name] = build_loader(data.model_copy(update={"loader": chosen}), InputSpec(), split, train=True)
+        stack.callback(loaders[name].close)
+        variants[name] = windows(loaders[name], batch, _GENERAL_CLIPS)
+    source: ClipSource = loaders["reference"].source
+    sounds = (source.window_of(source.store.view(number).blob(source.sound_blob), -1) for number in numbers)
+    clips = [(*each, sound) for each, sound in zip(pictures, sounds)]
     recipe = Recipe(data.augment, "data.augment")
     for name, package, make in (
         ("WebDataset", "webdataset", _webdataset),

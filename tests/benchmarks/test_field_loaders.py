@@ -9,7 +9,7 @@ pytest.importorskip("scipy")
 
 
 @pytest.mark.slow  # it packs a store
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # WebDataset leaves its files open
+@pytest.mark.filterwarnings(r"ignore:unclosed file .*clips\.tar:ResourceWarning")  # WebDataset leaves them open
 def test_ours_stands_beside_each_way_of_the_field(packed_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     asked = ["field_loaders", "--store", str(packed_store), "--rounds", "3", "--clips", "6"]
     assert main([*asked, "--ways", "SIRA", "SSL-Align, 3 views", "--out", str(tmp_path)]) == 0
