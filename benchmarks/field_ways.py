@@ -7,6 +7,7 @@ system prepares beforehand. Everything is read and computed clip by clip on ever
 
 import json
 import wave
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -66,7 +67,7 @@ def write_clips(folder: Path, clips: Iterable[tuple[str, bytes, np.ndarray]]) ->
     return names
 
 
-class FieldWay(torch.utils.data.Dataset):
+class FieldWay(torch.utils.data.Dataset, ABC):
     """A system's data set. preset: ours with the same work. about: what is done for a clip, in a few words."""
 
     preset: ClassVar[str]
@@ -82,8 +83,9 @@ class FieldWay(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.names)
 
+    @abstractmethod
     def __getitem__(self, row: int) -> dict[str, Any]:
-        raise NotImplementedError
+        """The fields of a clip's item."""
 
     def picture(self, row: int, kind: str = "frames") -> Image.Image:
         return Image.open(self.folder / kind / f"{self.names[row]}.jpg").convert("RGB" if kind == "frames" else "L")
