@@ -209,7 +209,7 @@ def _live(descriptor: int, clip_limit_s: int) -> None:
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
-    except BaseException:  # noqa: BLE001  as the interpreter does at its end
+    except BaseException:  # noqa: BLE001  `serve` has told the packer, which stops with it
         traceback.print_exc()
     finally:
         for stream in (sys.stdout, sys.stderr):
