@@ -21,8 +21,8 @@ class Vcs(Protocol):
     rule = "the map's median (mean of the two middle values)"
     half_area = True
 
-    # No `MedianProtocol`, whose foreground begins at a place in the order: the mean of neighbouring numbers rounds to one
-    # of them, maybe the lower.
+    # No `MedianProtocol`, whose foreground begins at a place in the order: the mean of neighbouring numbers rounds to
+    # one of them, maybe the lower.
     def threshold(self, maps: Maps) -> Tensor:
         half = self.size_px**2 // 2
         return (maps.ranked(half - 1) + maps.ranked(half)) / 2
