@@ -17,7 +17,7 @@ from configs.load import as_mapping
 from configs.schema import DataConfig, FrontendConfig, component_config
 from pipeline.augmentation import Clips, Parameters, Recipe
 from pipeline.batch import Batch, InputSpec, Truth
-from pipeline.frontends import from_codes, log_spectrogram, normalise, resample
+from pipeline.frontends import from_codes, log_spectrogram, normalise, normalise_apart, resample
 from pipeline.record import RecordView
 from pipeline.sampler import Draws, Plan, clip_keys, epoch_order
 from pipeline.store import Store, id_hash, training_numbers
@@ -469,18 +469,30 @@ class ClipSource:
         padded[:count] = values
         return padded
 
-    def batch(self, sheet: Sheet, images: Sequence[Tensor], sounds: Sequence[Tensor], flow: Tensor | None) -> Batch:
+    def heard(self, sheet: Sheet, blobs: Blobs) -> list[Tensor]:
+        """The spectrograms of a sheet, a view each, as `Batch` has them, on the device of the request."""
+        device = self.request.device
+        found = []
+        for view, windows in zip(sheet.sounds, blobs.sounds):
+            if device.type == "cpu" and self.stored and not view.recipe.sound:
+                found.append(normalise_apart(windows, self._codes, self.frontend))
+            else:
+                found.append(self.spectrogram(view, _stacked(windows, device)))
+        return found
+
+    def batch(
+        self, sheet: Sheet, images: Sequence[Tensor], spectrograms: Sequence[Tensor], flow: Tensor | None
+    ) -> Batch:
         """The batch of a sheet, on the device of `images`.
 
-        Args: images: a view each, (B, S, S, 3) uint8, augmented. sounds: a view each, windows as in `Blobs`, stacked;
-        overwritten. flow (B, S, S, 2) float32: the stored codes, cropped and resized with the pictures.
+        Args: images: a view each, (B, S, S, 3) uint8, augmented. spectrograms: a view each, augmented. flow
+        (B, S, S, 2) float32: the stored codes, cropped and resized with the pictures.
         """
         device = images[0].device
         valid = torch.ones(len(sheet.valid), dtype=torch.bool, device=device)
         if not sheet.valid.all():
             valid = torch.from_numpy(sheet.valid).to(device)
         pictures = [image.permute(0, 3, 1, 2) for image in images]
-        spectrograms = [self._spectrogram(view, sound) for view, sound in zip(sheet.sounds, sounds)]
         truth = [truth_of(self.store.view(number)) for number in sheet.numbers.tolist()] if self._with_truth else None
         return Batch(
             clip_id=[self.store.index["clip_id"][number] for number in sheet.numbers.tolist()],
@@ -493,7 +505,8 @@ class ClipSource:
             truth=truth,
         )
 
-    def _spectrogram(self, view: SoundView, sound: Tensor) -> Tensor:
+    def spectrogram(self, view: SoundView, sound: Tensor) -> Tensor:
+        """The spectrograms of a view, as `Batch` has them. sound: windows as in `Blobs`, stacked; overwritten."""
         log_power = sound
         if not self.stored:
             waveform = resample(sound.float() / 32767, self._rate_hz, self.frontend.sample_rate_hz)
@@ -542,6 +555,14 @@ class ClipSource:
 
     def close(self) -> None:
         self.store.close()
+
+
+def _stacked(windows: list[np.ndarray], device: torch.device) -> Tensor:
+    """`(B, ...)`: windows of the store as a batch of its own memory, on the device."""
+    example = torch.from_numpy(np.array(windows[0]))
+    block = torch.empty((len(windows), *example.shape), dtype=example.dtype, pin_memory=device.type == "cuda")
+    np.stack(windows, out=block.numpy())
+    return block.to(device, non_blocking=True)
 
 
 def on_device(parameters: Parameters, device: torch.device) -> dict[str, Tensor]:

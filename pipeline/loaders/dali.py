@@ -2,20 +2,23 @@
 
 import importlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
+from threading import Barrier
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from configs.errors import UserError
-from configs.schema import ComponentConfig
+from configs.schema import ComponentConfig, ImageConfig
+from pipeline.augmentation import ImageAugmentation, Parameters
 from pipeline.batch import Batch
 from pipeline.loader import PlannedLoader
+from pipeline.loaders.reference import resize
 from pipeline.source import Blobs, ClipSource, LoaderRequest, PictureView, Sheet
 
 
@@ -28,6 +31,10 @@ class DaliLoader(PlannedLoader):
         threads: int = Field(2, ge=1, description="CPU threads of DALI; on a GPU they decode the engines' rest")
         prefetch: int = Field(2, ge=1, description="batches in DALI's queue, and again finished ones behind it")
         decode: Literal["roi", "full"] = Field("roi", description="decode only the crop, or all and cut")
+        change: Literal["auto", "dali", "opencv"] = Field(
+            "auto",
+            description="what resizes and changes the pictures; auto: on a CPU OpenCV, which is several times faster",
+        )
         hw_decoder_load: float = Field(0.65, ge=0, le=1, description="share of the pictures for the JPEG engines")
 
     def __init__(self, config: Config, request: LoaderRequest) -> None:
@@ -35,14 +42,18 @@ class DaliLoader(PlannedLoader):
         self.config = config
         self._device = request.device
         self._dali = import_dali()
+        on_cpu = request.device.type == "cpu"
+        if config.change == "opencv" and not on_cpu:
+            raise UserError("data.loader.change=opencv is for a CPU; on a GPU leave it at auto")
         self.source = ClipSource(request)
+        self._threads = _started(config.threads) if on_cpu and config.change != "dali" else None
         try:
             super().__init__(self.source.plan, ahead=config.prefetch)
             self._sheets: Iterator[Sheet] = iter(())
             self._running: deque[tuple[Sheet, Blobs]] = deque()
             self._pipeline: Any = self._build()
         except BaseException:
-            self.source.close()
+            self._give_back()
             raise
 
     def _build(self) -> Any:
@@ -78,15 +89,12 @@ class DaliLoader(PlannedLoader):
                 elif gpu:
                     pictures = pictures.gpu()
                 parameters = [{name: next(rest) for name in drawn} for drawn in view.parameters]
-                images = self._resized(pictures)
-                for part, drawn in zip(view.recipe.image, parameters):
-                    images = part.dali(images, drawn)
-                outputs.append(images)
+                outputs.append(self._changed(pictures, view.recipe.image, parameters))
                 if source.with_flow and place == 0:
                     codes, crop = [next(rest), next(rest)], _crop_nodes(view, rest)
                     axes = [self._decoded(each, crop, grey=True) for each in codes]
                     # As one picture: resizing two of a channel each takes half as long again.
-                    outputs.append(self._resized(fn.cat(*axes, axis_name="C"), dtype=self._dali.types.FLOAT))
+                    outputs.append(self._changed(fn.cat(*axes, axis_name="C"), dtype=np.float32))
             return *outputs, fn.copy(numbers)  # a copy, because what is fed is not ours to hand out
 
         return graph()
@@ -110,13 +118,30 @@ class DaliLoader(PlannedLoader):
             return fn.decoders.image_slice(jpegs, **crop, **decoder)
         return fn.slice(fn.decoders.image(jpegs, **decoder), **crop)
 
-    def _resized(self, pictures: Any, **options: Any) -> Any:
-        types, image = self._dali.types, self.source.request.data.image
-        interpolation = {"linear": types.INTERP_LINEAR, "cubic": types.INTERP_CUBIC}[image.interpolation]
-        size = (self.source.size_px, self.source.size_px)
-        return self._dali.fn.resize(
-            pictures, size=size, interp_type=interpolation, antialias=image.antialias, **options
+    def _changed(
+        self,
+        pictures: Any,
+        parts: Sequence[ImageAugmentation] = (),
+        parameters: Sequence[Parameters] = (),
+        dtype: type[np.number] = np.uint8,
+    ) -> Any:
+        """The node of the pictures at their final size, after their augmentations."""
+        fn, types, image = self._dali.fn, self._dali.types, self.source.request.data.image
+        size_px = self.source.size_px
+        if self._threads:
+            function = _ByOpenCV(self._threads, size_px, image, parts, [list(drawn) for drawn in parameters], dtype)
+            drawn = [node for each in parameters for node in each.values()]
+            return fn.python_function(pictures, *drawn, function=function, batch_processing=True, output_layouts="HWC")
+        images = fn.resize(
+            pictures,
+            size=(size_px, size_px),
+            interp_type={"linear": types.INTERP_LINEAR, "cubic": types.INTERP_CUBIC}[image.interpolation],
+            antialias=image.antialias,
+            dtype=self._types()[np.dtype(dtype)],
         )
+        for part, drawn in zip(parts, parameters):
+            images = part.dali(images, drawn)
+        return images
 
     def _feed(self) -> list[Any]:
         sheet = next(self._sheets)  # StopIteration is what DALI expects at the end
@@ -153,7 +178,7 @@ class DaliLoader(PlannedLoader):
 
     def _next(self) -> Batch:
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
-        sounds = [stacked(windows, self._device) for windows in self._running[0][1].sounds]  # while DALI decodes
+        spectrograms = self.source.heard(*self._running[0])  # while DALI decodes
         try:
             outputs = self._pipeline.share_outputs(stream)
         except RuntimeError as error:
@@ -167,7 +192,7 @@ class DaliLoader(PlannedLoader):
         assert np.array_equal(numbers.numpy(), sheet.numbers), "the pictures are not those of the planned clips"
         self.bytes_read += blobs.nbytes()
         flow = tensors.pop(1) if self.source.with_flow else None
-        return self.source.batch(sheet, tensors, sounds, flow)
+        return self.source.batch(sheet, tensors, spectrograms, flow)
 
     def _drain(self) -> None:
         while not self._pipeline.empty():
@@ -181,6 +206,11 @@ class DaliLoader(PlannedLoader):
         self._pipeline._shutdown()
         self._pipeline = None
         self._running.clear()
+        self._give_back()
+
+    def _give_back(self) -> None:
+        if self._threads:
+            self._threads.shutdown()
         self.source.close()
 
     def describe(self) -> dict[str, Any]:
@@ -202,6 +232,44 @@ def import_dali() -> Any:
         ) from error
 
 
+def _started(threads: int) -> ThreadPoolExecutor:
+    """Threads that run already: Python never forgets a foreign thread, such as DALI's, that has started one."""
+    pool, ready = ThreadPoolExecutor(threads, "whence-dali"), Barrier(threads)
+    list(pool.map(lambda _: ready.wait(), range(threads)))
+    return pool
+
+
+class _ByOpenCV:
+    """The part of the graph that OpenCV does on a CPU: a batch of `(h, w, C)` uint8 resized, as `dtype`, and augmented.
+
+    names: of the parameters of each of `parts`, in the order in which they are handed over.
+    """
+
+    def __init__(
+        self,
+        threads: ThreadPoolExecutor,
+        size_px: int,
+        config: ImageConfig,
+        parts: Sequence[ImageAugmentation],
+        names: Sequence[Sequence[str]],
+        dtype: type[np.number],
+    ) -> None:
+        self._threads, self._size_px, self._config, self._dtype = threads, size_px, config, dtype
+        self._parts, self._names = parts, names
+
+    def __call__(self, pictures: list[np.ndarray], *drawn: list[np.ndarray]) -> list[np.ndarray]:
+        rest = iter(drawn)
+        parameters = [{name: next(rest) for name in names} for names in self._names]
+
+        def change(row: int) -> np.ndarray:
+            picture = resize(pictures[row].astype(self._dtype, copy=False), self._size_px, self._config)
+            for part, values in zip(self._parts, parameters):
+                picture = part.reference(picture, {name: value[row][()] for name, value in values.items()})
+            return picture
+
+        return list(self._threads.map(change, range(len(pictures))))
+
+
 def _crop_nodes(view: PictureView, fed: Iterator[Any]) -> dict[str, Any]:
     """Options of `fn.slice` from the nodes that are fed next, if the view has a crop."""
     return {} if view.crop is None else {"start": next(fed), "shape": next(fed), "axis_names": "HW"}
@@ -213,13 +281,3 @@ def _cut(view: PictureView, pictures: list[np.ndarray]) -> list[np.ndarray]:
         return pictures
     corners = np.concatenate([view.crop[0], view.crop[0] + view.crop[1]], 1).tolist()
     return [np.ascontiguousarray(each[y0:y1, x0:x1]) for each, (y0, x0, y1, x1) in zip(pictures, corners)]
-
-
-def stacked(windows: list[np.ndarray], device: torch.device) -> Tensor:
-    """`(B, ...)`: windows of the store as a batch of its own memory, on the device. Not by DALI, which takes longer to
-    be handed them one by one than they take to copy.
-    """
-    example = torch.from_numpy(np.array(windows[0]))
-    block = torch.empty((len(windows), *example.shape), dtype=example.dtype, pin_memory=device.type == "cuda")
-    np.stack(windows, out=block.numpy())
-    return block.to(device, non_blocking=True)

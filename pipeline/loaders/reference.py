@@ -24,7 +24,6 @@ class _Running:
     sheet: Sheet
     blobs: Blobs
     images: list[np.ndarray]
-    sounds: list[np.ndarray]
     flow: np.ndarray | None
     tasks: list[Future[None]]
 
@@ -59,7 +58,6 @@ class ReferenceLoader(PlannedLoader):
             sheet=sheet,
             blobs=blobs,
             images=[np.empty((count, size_px, size_px, 3), np.uint8) for _ in sheet.pictures],
-            sounds=[np.empty((count, *windows[0].shape), windows[0].dtype) for windows in blobs.sounds],
             flow=np.empty((count, size_px, size_px, 2), np.float32) if self.source.with_flow else None,
             tasks=[],
         )
@@ -84,8 +82,6 @@ class ReferenceLoader(PlannedLoader):
                 for axis, jpegs in enumerate(blobs.flow):
                     codes = self._decoded(running, jpegs[row], colour=False).astype(np.float32)
                     running.flow[row, :, :, axis] = self._resized(sheet.pictures[0], row, codes)
-            for windows, sounds in zip(blobs.sounds, running.sounds):
-                sounds[row] = windows[row]
 
     def _decoded(self, running: _Running, jpeg: np.ndarray, *, colour: bool) -> np.ndarray:
         picture = cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB if colour else cv2.IMREAD_GRAYSCALE)
@@ -106,14 +102,14 @@ class ReferenceLoader(PlannedLoader):
     def _next(self) -> Batch:
         running = self._running.popleft()
         self._start_one()
+        spectrograms = self.source.heard(running.sheet, running.blobs)  # while the threads decode
         for task in running.tasks:
             task.result()
         self.bytes_read += running.blobs.nbytes()
         device = self.source.request.device
         images = [torch.from_numpy(images).to(device) for images in running.images]
-        sounds = [torch.from_numpy(sounds).to(device) for sounds in running.sounds]
         flow = None if running.flow is None else torch.from_numpy(running.flow).to(device)
-        return self.source.batch(running.sheet, images, sounds, flow)
+        return self.source.batch(running.sheet, images, spectrograms, flow)
 
     def _drop(self) -> None:
         """Forget what is under way. Waits for it, because it reads the store in place."""

@@ -185,7 +185,8 @@ class ResidentLoader(PlannedLoader):
         flow = None
         if self.source.with_flow:
             flow = self._cut(sheet.pictures[0], self._flow, 2).permute(0, 2, 3, 1)
-        return self.source.batch(sheet, images, [self._heard(view) for view in sheet.sounds], flow)
+        spectrograms = [self.source.spectrogram(view, self._heard(view)) for view in sheet.sounds]
+        return self.source.batch(sheet, images, spectrograms, flow)
 
     def _cut(self, view: PictureView, pool: Tensor, channels: int) -> Tensor:
         """`(B, C, S, S)` float32: the crops of a view at their final size, on the device."""

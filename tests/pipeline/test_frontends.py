@@ -7,7 +7,16 @@ import torchaudio
 
 from configs.load import load_frontend
 from configs.schema import FrontendConfig
-from pipeline.frontends import code_range, from_codes, lengthen, log_spectrogram, normalise, resample, to_codes
+from pipeline.frontends import (
+    code_range,
+    from_codes,
+    lengthen,
+    log_spectrogram,
+    normalise,
+    normalise_apart,
+    resample,
+    to_codes,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "frontends"
 """What the authors' readers give: `ez_vsl.npz` every 8th bin and frame, `lvs_htf.npz` every 8th bin and 16th frame,
@@ -174,9 +183,24 @@ def test_normalise_leaves_its_input_alone(dtype: torch.dtype, offset: float, div
     before = log_power.clone()
     found = normalise(log_power, config)
     assert found.shape == (2, 1, 5, 7) and found.dtype == torch.float32
-    assert torch.equal(found, ((before.float() + offset) / divisor).transpose(1, 2).unsqueeze(1))
+    torch.testing.assert_close(found, ((before.float() + offset) / divisor).transpose(1, 2).unsqueeze(1))
     found.zero_()
     assert torch.equal(log_power, before)
+
+
+@pytest.mark.parametrize("name", ["logmel", "ez_vsl", "jsa"])
+@pytest.mark.parametrize("codes", [None, (-12.0, 5.0)])
+def test_windows_apart_are_normalised_as_in_a_batch(name: str, codes: tuple[float, float] | None):
+    config = load_frontend(name)
+    random = np.random.default_rng(0)
+    windows = [random.normal(-6, 3, (31, 17)).astype(np.float16) for _ in range(3)]
+    if codes:
+        windows = [random.integers(0, 256, (31, 17)).astype(np.uint8) for _ in range(3)]
+    for window in windows:
+        window.flags.writeable = False  # as in a store
+    together = torch.from_numpy(np.stack(windows))
+    wanted = normalise(from_codes(together, *codes) if codes else together, config)
+    assert torch.equal(normalise_apart(windows, codes, config), wanted)
 
 
 def test_resample_and_lengthen():

@@ -113,11 +113,13 @@ def test_loaders_agree_on_views_and_flow(rich_store: Path):
                 "image": {"size_px": 64, "pixels": pixels, **image},
                 "augment": {**ALL, "blur": {}},
             }
+            loaders = {"reference": "reference", "dali": "dali", "graph": {"name": "dali", "change": "dali"}}
             found = {
-                loader: stream(data_config(rich_store, loader, **changes), 1, spec)
-                for loader in ("reference", "dali", "resident")
+                name: stream(data_config(rich_store, loader, **changes), 1, spec)
+                for name, loader in {**loaders, "resident": "resident"}.items()
             }
-            for loader in ("dali", "resident"):
+            assert clips_of(found["dali"]) == clips_of(found["reference"])
+            for loader in ("graph", "resident"):
                 for one, other in zip(found[loader], found["reference"], strict=True):
                     assert one.clip_id == other.clip_id
                     for mine, theirs in zip(tensors_of(one), tensors_of(other), strict=True):
