@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchaudio
 from golden_states import generator, plane_wave_batch, smooth_photo
 from torch.nn.functional import interpolate, normalize
 
@@ -479,8 +480,10 @@ def spectrogram(sound: torch.Tensor, floor: float = 1e-7) -> np.ndarray:
 @pytest.mark.parametrize("name", ["chirp", "noise", "silence"])
 @pytest.mark.parametrize(("case", "floor"), [("eval", 1e-7), ("train", 1e-8)])
 def test_golden_spectrograms(name: str, case: str, floor: float):
-    """Within 1e-3, but where the amplitudes differ by less than 1e-7 of the frame's loudest bin: that is a rounding of
-    the FFT, in the golden values as in ours, and the logarithm shows it in the chirp's faintest bins.
+    """Within 1e-4, but where the amplitudes differ by less than 2e-7 of the frame's loudest bin: that is a rounding of
+    the FFT, in the golden values as in ours, and the logarithm shows it in the chirp's faintest bins. There the golden
+    values are as far from a float64 transform as ours (0.0020 and 0.0027 at most), and torchaudio, which they were made
+    with, gives ours on this machine.
     """
     golden = read("frontends")
     found = spectrogram(wave(name, 16000, 5.0), floor)
@@ -493,10 +496,18 @@ def test_golden_spectrograms(name: str, case: str, floor: float):
 
     loudest = amplitude(found).max(axis=1, keepdims=True)[:, :, ::stride]
     found = found[:, ::stride, ::stride]
-    rounding = np.abs(amplitude(found) - amplitude(expected)) < 1e-7 * loudest
+    rounding = np.abs(amplitude(found) - amplitude(expected)) < 2e-7 * loudest
     away = np.abs(found - expected)
-    assert np.all((away <= 1e-3) | rounding)
-    assert away.max() < 3e-3
+    assert np.all((away <= 1e-4) | rounding)
+    assert away.max() < 6e-3
+
+
+@pytest.mark.parametrize("name", ["chirp", "noise", "silence"])
+@pytest.mark.parametrize("floor", [1e-7, 1e-8])
+def test_spectrograms_equal_torchaudios(name: str, floor: float):
+    sound = wave(name, 16000, 5.0)
+    power = torchaudio.transforms.Spectrogram(n_fft=512, hop_length=160, power=2)(sound)
+    np.testing.assert_allclose(spectrogram(sound, floor)[0], torch.log(power + floor).numpy() / 12, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("rate_hz", [22050, 44100, 48000])
@@ -514,7 +525,7 @@ def test_golden_window(name: str, seconds: float):
     start = (len(sound) - 80000) // 2
     assert start == golden[f"crop_{name}_start"]
     found = spectrogram(sound[start : start + 80000])[:, ::8, ::8]
-    np.testing.assert_allclose(found, golden[f"crop_{name}_eval_stride8"], rtol=0, atol=1e-3)
+    np.testing.assert_allclose(found, golden[f"crop_{name}_eval_stride8"], rtol=0, atol=1e-4)
 
 
 def test_golden_picture():
