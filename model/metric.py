@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from configs.schema import ComponentConfig
-from model.protocol import STEPS, Maps, Protocol, TruthMaps, count, overlap
+from model.protocol import STEPS, Maps, Protocol, TruthMaps, count
 from model.rows import Rows
 
 THRESHOLDS = np.array([0.05 * step for step in range(21)])
@@ -64,8 +64,7 @@ def consensus_iou(foreground: Tensor, truth: TruthMaps) -> Tensor:
     Args: foreground P (B, S, S) bool; g = truth.weights.
     Source: Senocak et al., Learning to Localize Sound Source in Visual Scenes (CVPR 2018), eq. 8.
     """
-    hit = truth.hit(foreground)
-    inside = hit if truth.fractions is None else overlap(foreground, truth.covered)
+    inside, hit = truth.inside_and_hit(foreground)
     whole = truth.area + (count(foreground) - inside)
     return torch.where(whole > 0, hit / torch.where(whole > 0, whole, 1), 0.0)
 
@@ -110,14 +109,39 @@ def sum_met(met: Tensor, count: int, weights: Tensor | None = None) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(reached[:, 1 : count + 1]))
 
 
-def inside_and_hit(met: Tensor, count: int, truth: TruthMaps) -> tuple[Tensor, Tensor]:
-    """`(B, count)` twice: how many covered pixels reach each threshold, int64; the sum of their weights, float64."""
-    inside = sum_met(met, count, truth.covered.flatten(1))
-    if truth.fractions is None:
-        return inside, inside.double()
-    if met.device.type == "cpu" and truth.halved:
-        return inside, (inside + sum_met(met, count, truth.fractions.flatten(1) == STEPS)).double() / 2
-    return inside, sum_met(met, count, truth.fractions.flatten(1)).double() / STEPS
+def sums_met(met: Tensor, count: int, truth: TruthMaps) -> tuple[Tensor, Tensor, Tensor]:
+    """`(B, count)` three times: how many pixels, and how many covered ones, reach each threshold, int64; the sum of the
+    weights of those that do, float64. met: from `met_thresholds`.
+    """
+    if truth.fractions is None and count < _KINDS_APART and met.device.type == "cpu":
+        found, inside, whole = _sums_at_once(met, count, truth)
+    else:
+        found, inside = sum_met(met, count), sum_met(met, count, truth.covered.flatten(1))
+        if truth.fractions is not None:
+            return found, inside, sum_met(met, count, truth.fractions.flatten(1)).double() / STEPS
+        whole = inside if truth.agreed is None else sum_met(met, count, truth.agreed.flatten(1))
+    return found, inside, (inside + whole).double() / 2
+
+
+_KINDS_APART = 64
+"""Between the codes of pixels that are not covered, covered and agreed on: in a byte, all are counted in one pass."""
+
+
+def _sums_at_once(met: Tensor, count: int, truth: TruthMaps) -> tuple[Tensor, Tensor, Tensor]:
+    """`(B, count)` int64 three times: how many pixels reach each threshold, of all, the covered and the agreed."""
+    covered = truth.covered.flatten(1).numpy().view(np.uint8)
+    agreed = covered if truth.agreed is None else truth.agreed.flatten(1).numpy().view(np.uint8)
+    levels = []
+    for line, some, all_ in zip(met.numpy(), covered, agreed):
+        code = np.add(some, all_)
+        code *= _KINDS_APART
+        code += line
+        levels.append(_histogram(code, None))
+    kinds = np.array(levels, np.int64).reshape(-1, 256 // _KINDS_APART, _KINDS_APART)
+    reached = torch.from_numpy(kinds).flip(2).cumsum(2).flip(2)[:, :, 1 : count + 1]
+    whole = reached[:, 2]
+    inside = whole + reached[:, 1]
+    return inside + reached[:, 0], inside, whole
 
 
 def _histogram(levels: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
@@ -138,8 +162,10 @@ def half_area_ceiling(truth: TruthMaps) -> Tensor:
     pixels = truth.covered[0].numel()
     half = pixels - pixels // 2
     if truth.fractions is None:
-        hit = truth.area.clamp_max(half)
-        return hit / (truth.area + half - hit)
+        whole = truth.covered_px if truth.agreed is None else count(truth.agreed)
+        halved = (truth.covered_px - whole).clamp_max(half - whole.clamp_max(half))
+        hit = whole.clamp_max(half) + halved.double() / 2
+        return hit / (truth.area + (half - whole.clamp_max(half) - halved))
     chosen = truth.levels.flatten(1).sort(dim=1).values[:, pixels // 2 :]
     false = (chosen == 0).sum(1)
     return chosen.sum(1, dtype=torch.int64) / STEPS / (truth.area + false)

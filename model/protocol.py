@@ -199,23 +199,25 @@ class Maps:
 class TruthMaps:
     """The truth of B clips as a protocol draws it.
 
-    covered: `(B, S, S)` bool: where anybody says that the sound is. fractions: `(B, S, S)` int16, 0 to 256, how far the
-    annotators agree, in steps of 1/256; None where all agree on every covered pixel. clips: as stored.
-    halved: no fraction but 0, a half and 1 is there, as in a consensus of boxes.
+    covered: `(B, S, S)` bool: where anybody says that the sound is. agreed: `(B, S, S)` bool: where the weight is 1, if
+    elsewhere in `covered` it is a half, as in a consensus of boxes. fractions: `(B, S, S)` int16, 0 to 256: the weight
+    in steps of 1/256, if other fractions occur. Neither: it is 1 on every covered pixel. clips: as stored.
     odd_boxes, flat_boxes: `(B,)` how many boxes have a coordinate more than a picture away from it, or cover no pixel.
     """
 
     covered: Tensor
+    agreed: Tensor | None
     fractions: Tensor | None
     clips: Sequence[Truth]
     odd_boxes: np.ndarray
     flat_boxes: np.ndarray
-    halved: bool = False
 
     @cached_property
     def levels(self) -> Tensor:
-        """`(B, S, S)` int16: the agreement, in steps of 1/256."""
-        return self.covered.short() * STEPS if self.fractions is None else self.fractions
+        """`(B, S, S)` int16: the weight, in steps of 1/256."""
+        if self.fractions is not None:
+            return self.fractions
+        return _levels(self.covered, self.covered if self.agreed is None else self.agreed)
 
     @cached_property
     def weights(self) -> Tensor:
@@ -230,25 +232,39 @@ class TruthMaps:
     @cached_property
     def area(self) -> Tensor:
         """`(B,)` float64: sum of the weights, in pixels."""
-        if self.fractions is None:
-            return self.covered_px.double()
-        return _total(self.fractions) / STEPS
+        if self.fractions is not None:
+            return _total(self.fractions) / STEPS
+        return self._weighed(self.covered_px, None if self.agreed is None else count(self.agreed))
 
     def hit(self, foreground: Tensor) -> Tensor:
         """`(B,)` float64: sum of the weights under a foreground (B, S, S) bool, in pixels."""
-        if self.fractions is None:
-            return overlap(foreground, self.covered).double()
-        return _total(self.fractions, foreground) / STEPS
+        if self.fractions is not None:
+            return _total(self.fractions, foreground) / STEPS
+        return self._weighed(overlap(foreground, self.covered), self._overlap_agreed(foreground))
+
+    def inside_and_hit(self, foreground: Tensor) -> tuple[Tensor, Tensor]:
+        """`(B,)` twice: how many covered pixels are under a foreground (B, S, S) bool, int64, and `hit`."""
+        inside = overlap(foreground, self.covered)
+        if self.fractions is not None:
+            return inside, self.hit(foreground)
+        return inside, self._weighed(inside, self._overlap_agreed(foreground))
+
+    def _overlap_agreed(self, foreground: Tensor) -> Tensor | None:
+        return None if self.agreed is None else overlap(foreground, self.agreed)
+
+    @staticmethod
+    def _weighed(covered_px: Tensor, agreed_px: Tensor | None) -> Tensor:
+        return covered_px.double() if agreed_px is None else (covered_px + agreed_px).double() / 2
 
     def part(self, chosen: slice) -> "TruthMaps":
         """The truth of some of the clips."""
         some = TruthMaps(
             self.covered[chosen],
+            None if self.agreed is None else self.agreed[chosen],
             None if self.fractions is None else self.fractions[chosen],
             self.clips[chosen],
             self.odd_boxes[chosen],
             self.flat_boxes[chosen],
-            self.halved,
         )
         for name in ("covered_px", "area"):
             some.__dict__[name] = getattr(self, name)[chosen]
@@ -358,7 +374,6 @@ class Protocol(ABC):
         EZ-VSL family do. A mask is resized to the nearest pixel; 255 is weight 1.
         """
         shape = (len(truths), self.size_px, self.size_px)
-        covered, fractions = np.zeros(shape, bool), None
         boxes = [truth.boxes if truth.boxes is not None else np.zeros((0, 5)) for truth in truths]
         if self.config.truth == "first":
             boxes = [each[:1] for each in boxes]
@@ -369,47 +384,43 @@ class Protocol(ABC):
         odd = ((given < -1) | (given > 2)).any(1)
         flat = (drawn[:, 2:] <= drawn[:, :2]).any(1)
         by_votes = [truth.boxes is not None and self._by_consensus(truth) for truth in truths]
+        covered, agreed = np.zeros(shape, bool), np.zeros(shape, bool) if any(by_votes) else None
         for place, (x0, y0, x1, y1) in zip(owner.tolist(), drawn.tolist(), strict=True):
-            if not by_votes[place]:
-                covered[place, y0:y1, x0:x1] = True
-        masked = [truth.boxes is None and truth.mask is not None for truth in truths]
-        if any(by_votes) or any(masked):
-            fractions = np.empty(shape, np.int16)
-            own = np.split(drawn, np.cumsum([len(each) for each in boxes])[:-1])
-            votes = np.empty(shape[1:], np.uint16)
-            binary = True
-            for place, truth in enumerate(truths):
-                levels = fractions[place]
-                if by_votes[place]:
-                    votes.fill(0)
-                    for x0, y0, x1, y1 in own[place].tolist():
-                        votes[y0:y1, x0:x1] += 1
-                    np.minimum(votes, 2, out=votes)
-                    levels[:] = votes
-                    levels *= STEPS // 2
-                elif masked[place]:
-                    self._draw_mask(truth.mask, levels)  # type: ignore[arg-type]
-                else:
-                    np.multiply(covered[place], np.int16(STEPS), out=levels)
-                    continue
-                np.greater(levels, 0, out=covered[place])
-                binary &= np.count_nonzero(levels == STEPS) == np.count_nonzero(covered[place])
-            if binary:
-                fractions = None
+            inside = covered[place, y0:y1, x0:x1]
+            if agreed is not None:
+                # Half a point a box, at most 1: whole where there was a box before, or where one alone is enough.
+                agreed[place, y0:y1, x0:x1] |= inside if by_votes[place] else np.True_
+            inside[:] = True
+        soft: dict[int, np.ndarray] = {}
+        for place, truth in enumerate(truths):
+            if truth.boxes is None and truth.mask is not None:
+                mask = self._fitted(truth.mask)
+                np.greater(mask, 0, out=covered[place])
+                if np.count_nonzero(mask == 255) != np.count_nonzero(mask):
+                    soft[place] = mask
+                elif agreed is not None:
+                    agreed[place] = covered[place]
+        fractions = None
+        if soft:
+            fractions = _levels(torch.from_numpy(covered), torch.from_numpy(covered if agreed is None else agreed))
+            for place, mask in soft.items():
+                # The nearest step of 1/256 to a share of 255.
+                np.add(mask, mask > 127, out=fractions[place].numpy(), dtype=np.int16)
         return TruthMaps(
             torch.from_numpy(covered).to(device),
-            None if fractions is None else torch.from_numpy(fractions).to(device),
+            None if agreed is None or soft else torch.from_numpy(agreed).to(device),
+            None if fractions is None else fractions.to(device),
             truths,
             np.bincount(owner, weights=odd, minlength=len(truths)).astype(np.float64),
             np.bincount(owner, weights=flat, minlength=len(truths)).astype(np.float64),
-            halved=not any(masked),
         )
 
-    def _draw_mask(self, mask: np.ndarray, levels: np.ndarray) -> None:
-        if mask.shape != (self.size_px, self.size_px):
-            lines, columns = (_nearest(length, self.size_px) for length in mask.shape)
-            mask = mask[lines[:, None], columns]
-        np.add(mask, mask > 127, out=levels, dtype=np.int16)  # the nearest step of 1/256 to a share of 255
+    def _fitted(self, mask: np.ndarray) -> np.ndarray:
+        """A mask at the size of the maps: of the nearest pixels."""
+        if mask.shape == (self.size_px, self.size_px):
+            return mask
+        lines, columns = (_nearest(length, self.size_px) for length in mask.shape)
+        return mask[lines[:, None], columns]
 
     def _by_consensus(self, truth: Truth) -> bool:
         if self.config.truth != "auto":
@@ -479,6 +490,11 @@ def overlap(mask: Tensor, other: Tensor) -> Tensor:
         return (mask & other).sum((1, 2))
     pairs = zip(mask.numpy(), other.numpy(), strict=True)
     return torch.tensor([np.count_nonzero(np.logical_and(*pair)) for pair in pairs], dtype=torch.int64)
+
+
+def _levels(covered: Tensor, agreed: Tensor) -> Tensor:
+    """`(B, S, S)` int16: a half of `STEPS` where a pixel is covered, all of them where its weight is 1."""
+    return covered.short().add_(agreed).mul_(STEPS // 2)
 
 
 def _total(levels: Tensor, mask: Tensor | None = None) -> Tensor:

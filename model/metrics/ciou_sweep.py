@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from configs.schema import ComponentConfig
-from model.metric import Metric, inside_and_hit, met_thresholds, success_scores, sum_met
+from model.metric import Metric, met_thresholds, success_scores, sums_met
 from model.protocol import STEPS, Maps, Protocol, TruthMaps
 
 
@@ -27,8 +27,8 @@ class CiouSweep(Metric):
     def per_clip(self, maps: Maps, truth: TruthMaps, protocol: Protocol) -> dict[str, Tensor]:
         cuts = torch.tensor(self.thresholds, device=maps.scaled.device)
         met = met_thresholds(maps.scaled, cuts)
-        inside, hit = inside_and_hit(met, len(cuts), truth)
-        whole = truth.area[:, None] + (sum_met(met, len(cuts)) - inside)
+        found, inside, hit = sums_met(met, len(cuts), truth)
+        whole = truth.area[:, None] + (found - inside)
         return {"ciou_sweep": torch.where(whole > 0, hit / whole.clamp_min(1 / STEPS), 0.0)}
 
     def reduce(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:

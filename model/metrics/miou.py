@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from configs.schema import ComponentConfig
-from model.metric import Metric, inside_and_hit, met_thresholds, sum_met
+from model.metric import Metric, met_thresholds, sums_met
 from model.protocol import STEPS, Maps, Protocol, TruthMaps, count
 
 _BETA_SQUARE = 0.3
@@ -44,8 +44,7 @@ class Miou(Metric):
         # The released code's float32 thresholds, the last of which is 1.
         cuts = torch.linspace(0, 1 - 1e-10, _CUTS, device=scores.device)
         met = met_thresholds(scores, cuts)
-        found = sum_met(met, _CUTS).double()
-        _, hit = inside_and_hit(met, _CUTS, truth)
+        found, _, hit = sums_met(met, _CUTS, truth)
         # beta^2 precision recall / (beta^2 precision + recall), multiplied out: nothing found is 0, not 0 / 0.
         return (1 + _BETA_SQUARE) * hit / (_BETA_SQUARE * truth.area[:, None] + found).clamp_min(1 / STEPS)
 
