@@ -1,9 +1,10 @@
 """Question: what does scoring cost a clip under each protocol, beside the forward pass that makes the map?
 
-Method: maps of 7 x 7 noise with one or two boxes a clip go through the scorer of every protocol with its usual metrics,
-without blind maps, from the native map to the row of the clip. The ceiling is resizing the maps to 224 x 224, with
-which all protocols begin. The field's way is EZ-VSL's evaluator, by its description: OpenCV, sorting and cIoU,
-clip by clip on the CPU. The forward pass is EZ-VSL's `localize` on noise, without its downloaded weights.
+Method: maps of 7 x 7 noise with one or two boxes a clip (or three people's boxes, or masks: --truth) go through the
+scorer of every protocol with its usual metrics, without blind maps, from the native map to the row of the clip. The
+ceiling is resizing the maps to 224 x 224, with which all protocols begin. The field's way is EZ-VSL's evaluator, by
+its description: OpenCV, sorting and cIoU, clip by clip on the CPU. The forward pass is EZ-VSL's `localize` on noise,
+without its downloaded weights.
 A good answer: below a hundredth of the forward pass on a CPU and a tenth on a GPU; no slower than the field's way, of
 one metric only. Where it is more, score every few epochs (`train.evaluate_every_epochs`).
 """
@@ -41,6 +42,7 @@ def add_options(parser: Any) -> None:
     """The options of this benchmark."""
     parser.add_argument("--protocols", nargs="+", help="default: all whose threshold does not come from a whole set")
     parser.add_argument("--clips", type=int, default=256, help="default 256")
+    parser.add_argument("--truth", choices=sorted(_TRUTHS), default="boxes", help="default boxes")
     device_option(parser)
 
 
@@ -50,6 +52,7 @@ def run(
     out: Path | None,
     protocols: list[str] | None = None,
     clips: int = 256,
+    truth: str = "boxes",
     device: str = "auto",
 ) -> None:
     """Measure, print, and append rows to `out`. No store is read."""
@@ -64,10 +67,10 @@ def run(
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
     native = torch.from_numpy(rng.normal(0, 0.2, (clips, _SIDE, _SIDE)).clip(-1, 1).astype(np.float32)).to(place)
-    truths = [Truth(boxes=_boxes(rng)) for _ in range(clips)]
+    truths = [_TRUTHS[truth](rng) for _ in range(clips)]
     variants = {
         "resizing alone": _resizing(native),
-        "clip by clip": _clip_by_clip(native.cpu().numpy(), truths),
+        **({"clip by clip": _clip_by_clip(native.cpu().numpy(), truths)} if truth == "boxes" else {}),
         "forward pass": _forward(place),
         **{name: _scoring(name, native, truths) for name in protocols or known},
     }
@@ -79,7 +82,7 @@ def run(
         share = figure.cpu_ms / forward.cpu_ms if figure.by == "cpu" else forward.value / figure.value
         note = f"{share:.2%} of a forward pass" if figure.variant in (protocols or known) else figure.note
         told.append(replace(figure, note=note))
-    facts = {"clips": clips, "cells": _SIDE**2, "size_px": _SIZE_PX, "device": place.type}
+    facts = {"clips": clips, "truth": truth, "cells": _SIDE**2, "size_px": _SIZE_PX, "device": place.type}
     report(told, "resizing alone", out, facts, field="clip by clip")
 
 
@@ -87,6 +90,27 @@ def _boxes(rng: np.random.Generator) -> np.ndarray:
     """`(1 or 2, 5)`: boxes of a picture that one person annotated."""
     corners = rng.uniform(0, 0.6, (rng.integers(1, 3), 2))
     return np.concatenate([corners, corners + rng.uniform(0.2, 0.4, corners.shape), np.zeros((len(corners), 1))], 1)
+
+
+def _consensus(rng: np.random.Generator) -> np.ndarray:
+    """`(3, 5)`: a box of each of three people, who agree by and large."""
+    corner, side = rng.uniform(0, 0.5, 2), rng.uniform(0.2, 0.4, 2)
+    corners = (corner + rng.normal(0, 0.05, (3, 2))).clip(0, 0.6)
+    return np.concatenate([corners, corners + side, np.arange(3)[:, None]], 1)
+
+
+def _mask(rng: np.random.Generator) -> np.ndarray:
+    """`(S, S)` uint8: an ellipse."""
+    drawn = np.zeros((_SIZE_PX, _SIZE_PX), np.uint8)
+    centre, axes = rng.integers(60, 160, 2), rng.integers(20, 60, 2)
+    return cv2.ellipse(drawn, centre.tolist(), axes.tolist(), 0, 0, 360, 255, -1)  # pyright: ignore
+
+
+_TRUTHS: dict[str, Callable[[np.random.Generator], Truth]] = {
+    "boxes": lambda rng: Truth(boxes=_boxes(rng)),
+    "consensus": lambda rng: Truth(boxes=_consensus(rng)),
+    "masks": lambda rng: Truth(boxes=None, mask=_mask(rng)),
+}
 
 
 def _resizing(native: Tensor) -> Callable[[], float]:

@@ -385,12 +385,14 @@ class Protocol(ABC):
         flat = (drawn[:, 2:] <= drawn[:, :2]).any(1)
         by_votes = [truth.boxes is not None and self._by_consensus(truth) for truth in truths]
         covered, agreed = np.zeros(shape, bool), np.zeros(shape, bool) if any(by_votes) else None
+        before = -1
         for place, (x0, y0, x1, y1) in zip(owner.tolist(), drawn.tolist(), strict=True):
             inside = covered[place, y0:y1, x0:x1]
-            if agreed is not None:
-                # Half a point a box, at most 1: whole where there was a box before, or where one alone is enough.
+            # Half a point a box, at most 1: whole where there was a box before, or where one alone is enough.
+            if agreed is not None and (place == before or not by_votes[place]):
                 agreed[place, y0:y1, x0:x1] |= inside if by_votes[place] else np.True_
             inside[:] = True
+            before = place
         soft: dict[int, np.ndarray] = {}
         for place, truth in enumerate(truths):
             if truth.boxes is None and truth.mask is not None:
@@ -481,15 +483,16 @@ def count(mask: Tensor) -> Tensor:
     """`(B,)` int64: how many pixels of masks `(B, S, S)` bool are set."""
     if mask.device.type != "cpu":
         return mask.sum((1, 2))
-    return torch.tensor([np.count_nonzero(each) for each in mask.numpy()], dtype=torch.int64)
+    return torch.tensor([cv2.countNonZero(each) for each in mask.numpy().view(np.uint8)], dtype=torch.int64)
 
 
 def overlap(mask: Tensor, other: Tensor) -> Tensor:
     """`(B,)` int64: how many pixels are set in both masks `(B, S, S)` bool."""
     if mask.device.type != "cpu":
         return (mask & other).sum((1, 2))
-    pairs = zip(mask.numpy(), other.numpy(), strict=True)
-    return torch.tensor([np.count_nonzero(np.logical_and(*pair)) for pair in pairs], dtype=torch.int64)
+    pairs = zip(mask.numpy().view(np.uint8), other.numpy().view(np.uint8), strict=True)
+    both = np.empty(mask.shape[1:], np.uint8)
+    return torch.tensor([cv2.countNonZero(cv2.bitwise_and(*pair, dst=both)) for pair in pairs], dtype=torch.int64)
 
 
 def _levels(covered: Tensor, agreed: Tensor) -> Tensor:
