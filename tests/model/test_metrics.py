@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from configs.resolve import names, resolve
-from model.metric import Metric, met_thresholds, success_scores, sum_met
+from model.metric import Metric, half_area_ceiling, met_thresholds, success_scores, sum_met, sums_met
 from model.metrics.ciou_sweep import CiouSweep
 from model.metrics.detection import average_precision, f1_scores
 from model.protocol import centred_gaussian, random_maps
@@ -279,6 +279,43 @@ def test_thresholds_are_met_exactly_also_at_their_own_values_and_outside():
         assert torch.equal(sum_met(met, len(cuts)), reached.sum(2))
         for weights in (scores.flatten(1) > 0.3, (100 * scores.flatten(1).clip(-1, 2)).short()):
             assert torch.equal(sum_met(met, len(cuts), weights), (reached * weights[:, None]).sum(2))
+
+
+@pytest.mark.parametrize("kind", ["union", "consensus", "soft"])
+def test_sums_over_drawn_truths_equal_those_over_their_weights(kind: str):
+    random = np.random.default_rng(3)
+
+    def drawn() -> np.ndarray:
+        corners = random.uniform(-0.1, 0.5, (5, 2))
+        return np.concatenate([corners, corners + random.uniform(0.1, 0.9, (5, 2)), np.arange(5)[:, None]], 1)
+
+    truths = [Truth(boxes=drawn()[:count]) for count in (1, 2, 3, 5, 0)]
+    truths.append(Truth(mask=np.where(random.random((224, 224)) < 0.2, 255, 0).astype(np.uint8)))
+    if kind == "soft":
+        truths.append(Truth(mask=random.integers(0, 256, (224, 224)).astype(np.uint8)))
+    rule = protocol("ez_vsl", truth="consensus" if kind != "union" else kind)
+    truth = rule.rasterise(truths)
+    assert (truth.agreed is not None, truth.fractions is not None) == (kind == "consensus", kind == "soft")
+    votes = np.zeros((224, 224))
+    for x0, y0, x1, y1 in (truths[3].boxes[:, :4].clip(0, 1) * 224).astype(int):  # type: ignore[index]
+        votes[y0:y1, x0:x1] += 1
+    assert votes.max() > 2
+    np.testing.assert_array_equal(truth.weights[3], votes.clip(0, 1) if kind == "union" else (votes / 2).clip(0, 1))
+    weights, covered = truth.weights.flatten(1).double(), truth.covered.flatten(1)
+    maps = rule.prepare(random_maps([str(each) for each in range(len(truths))], 7, 7))
+    inside, hit = truth.inside_and_hit(maps.foreground)
+    fore = maps.foreground.flatten(1)
+    assert torch.equal(inside, (fore & covered).sum(1)) and torch.equal(hit, (fore * weights).sum(1))
+    assert torch.equal(hit, truth.hit(maps.foreground)) and torch.equal(truth.area, weights.sum(1))
+    for cuts in (torch.tensor(CiouSweep.thresholds), torch.linspace(0, 1 - 1e-10, 255)):
+        reached = (maps.scaled.flatten(1)[:, None] >= cuts[:, None]).double()
+        found = sums_met(met_thresholds(maps.scaled, cuts), len(cuts), truth)
+        assert torch.equal(found[0], reached.sum(2).long())
+        assert torch.equal(found[1], (reached * covered[:, None]).sum(2).long())
+        assert torch.equal(found[2], (reached * weights[:, None]).sum(2))
+    best = weights.sort(dim=1, descending=True).values[:, : 224 * 224 // 2]
+    wanted = best.sum(1) / (truth.area + (best == 0).sum(1))
+    torch.testing.assert_close(half_area_ceiling(truth), wanted, rtol=1e-12, atol=0)
 
 
 def test_negatives_by_hand():
