@@ -163,9 +163,10 @@ def half_area_ceiling(truth: TruthMaps) -> Tensor:
     half = pixels - pixels // 2
     if truth.fractions is None:
         whole = truth.covered_px if truth.agreed is None else count(truth.agreed)
-        halved = (truth.covered_px - whole).clamp_max(half - whole.clamp_max(half))
-        hit = whole.clamp_max(half) + halved.double() / 2
-        return hit / (truth.area + (half - whole.clamp_max(half) - halved))
+        whole_taken = whole.clamp_max(half)
+        halved_taken = (truth.covered_px - whole).minimum(half - whole_taken)
+        hit = whole_taken + halved_taken.double() / 2
+        return hit / (truth.area + (half - whole_taken - halved_taken))
     chosen = truth.levels.flatten(1).sort(dim=1).values[:, pixels // 2 :]
     false = (chosen == 0).sum(1)
     return chosen.sum(1, dtype=torch.int64) / STEPS / (truth.area + false)

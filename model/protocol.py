@@ -388,9 +388,12 @@ class Protocol(ABC):
         before = -1
         for place, (x0, y0, x1, y1) in zip(owner.tolist(), drawn.tolist(), strict=True):
             inside = covered[place, y0:y1, x0:x1]
-            # Half a point a box, at most 1: whole where there was a box before, or where one alone is enough.
-            if agreed is not None and (place == before or not by_votes[place]):
-                agreed[place, y0:y1, x0:x1] |= inside if by_votes[place] else np.True_
+            if agreed is not None:
+                # Half a point a box, at most 1: whole where there was a box before, or where one alone is enough.
+                if not by_votes[place]:
+                    agreed[place, y0:y1, x0:x1] = True
+                elif place == before:
+                    agreed[place, y0:y1, x0:x1] |= inside
             inside[:] = True
             before = place
         soft: dict[int, np.ndarray] = {}

@@ -9,6 +9,7 @@ from dataclasses import replace
 from threading import Barrier
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 import torch
 from pydantic import Field
@@ -46,7 +47,7 @@ class DaliLoader(PlannedLoader):
         if config.change == "opencv" and not on_cpu:
             raise UserError("data.loader.change=opencv is for a CPU; on a GPU leave it at auto")
         self.source = ClipSource(request)
-        self._threads = _started(config.threads) if on_cpu and config.change != "dali" else None
+        self._pool = _started(config.threads) if on_cpu and config.change != "dali" else None
         try:
             super().__init__(self.source.plan, ahead=config.prefetch)
             self._sheets: Iterator[Sheet] = iter(())
@@ -128,8 +129,9 @@ class DaliLoader(PlannedLoader):
         """The node of the pictures at their final size, after their augmentations."""
         fn, types, image = self._dali.fn, self._dali.types, self.source.request.data.image
         size_px = self.source.size_px
-        if self._threads:
-            function = _ByOpenCV(self._threads, size_px, image, parts, [list(drawn) for drawn in parameters], dtype)
+        if self._pool:
+            names = [list(drawn) for drawn in parameters]
+            function = _ByOpenCV(self._pool, self.config.threads, size_px, image, parts, names, dtype)
             drawn = [node for each in parameters for node in each.values()]
             return fn.python_function(pictures, *drawn, function=function, batch_processing=True, output_layouts="HWC")
         images = fn.resize(
@@ -209,8 +211,8 @@ class DaliLoader(PlannedLoader):
         self._give_back()
 
     def _give_back(self) -> None:
-        if self._threads:
-            self._threads.shutdown()
+        if self._pool:
+            self._pool.shutdown()
         self.source.close()
 
     def describe(self) -> dict[str, Any]:
@@ -218,7 +220,9 @@ class DaliLoader(PlannedLoader):
         decoder = f"DALI {self._dali.__version__} on {where if self._device.type == 'cuda' else 'cpu'}"
         crops = {"roi": "crops only", "full": "whole pictures"}[self.config.decode]
         decoded = "nothing" if self.source.raw else f"{crops}, by {decoder}"
-        return {"loader": "dali", **self.source.describe(), "decodes": decoded, "threads": self.config.threads}
+        changed = f"by OpenCV {cv2.__version__}" if self._pool else f"by DALI {self._dali.__version__}"
+        known = {"loader": "dali", **self.source.describe(), "decodes": decoded, "changes": changed}
+        return known | {"threads": self.config.threads}
 
 
 def import_dali() -> Any:
@@ -247,14 +251,16 @@ class _ByOpenCV:
 
     def __init__(
         self,
-        threads: ThreadPoolExecutor,
+        pool: ThreadPoolExecutor,
+        threads: int,
         size_px: int,
         config: ImageConfig,
         parts: Sequence[ImageAugmentation],
         names: Sequence[Sequence[str]],
         dtype: type[np.number],
     ) -> None:
-        self._threads, self._size_px, self._config, self._dtype = threads, size_px, config, dtype
+        self._pool, self._threads = pool, threads
+        self._size_px, self._config, self._dtype = size_px, config, dtype
         self._parts, self._names = parts, names
 
     def __call__(self, pictures: list[np.ndarray], *drawn: list[np.ndarray]) -> list[np.ndarray]:
@@ -267,7 +273,11 @@ class _ByOpenCV:
                 picture = part.reference(picture, {name: value[row][()] for name, value in values.items()})
             return picture
 
-        return list(self._threads.map(change, range(len(pictures))))
+        def share(first: int) -> list[np.ndarray]:
+            return [change(row) for row in range(first, len(pictures), self._threads)]
+
+        shares = list(self._pool.map(share, range(self._threads)))
+        return [shares[row % self._threads][row // self._threads] for row in range(len(pictures))]
 
 
 def _crop_nodes(view: PictureView, fed: Iterator[Any]) -> dict[str, Any]:

@@ -134,8 +134,8 @@ def resize(picture: np.ndarray, size_px: int, config: ImageConfig, target: np.nd
     if not config.antialias:
         method = cv2.INTER_LINEAR if config.interpolation == "linear" else cv2.INTER_CUBIC
         return cv2.resize(picture, (size_px, size_px), dst=target, interpolation=method)
-    # A copy: pixels of a raw store are read-only. torch takes a third of the time for bytes whose channels come last, if
-    # the strides of the batch say so too, and half of it for floats whose channels come first.
+    # A copy: pixels of a raw store are read-only. torch takes a third of the time for bytes whose channels come last,
+    # if the strides of the batch say so too, and half of it for floats whose channels come first.
     batch = np.atleast_3d(picture)[None]
     if picture.dtype == np.uint8:
         planes = torch.from_numpy(batch.copy()).permute(0, 3, 1, 2)
