@@ -22,8 +22,8 @@ from preprocess.refusals import Refused, check_there
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,wav,w64,mp3,flac,aac,aiff,au,caf,amr,nut,mxf"
 )
-
-
+# A title in an unknown coding is no reason to refuse a file; PyAV 19 and newer never fail over one.
+_OPTIONS: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
 _BEFORE_ALL = -(1 << 40)  # microseconds
 
 
@@ -88,8 +88,8 @@ def opened_file(path: Path, kept: KeptFile | None = None) -> Iterator[av.contain
         if container is None:
             container = av.open(
                 str(path.absolute()),  # so that no file name is taken for an address
-                metadata_errors="ignore",
                 options={"protocol_whitelist": "file", "format_whitelist": _FORMATS},
+                **_OPTIONS,
             )
             opened = True
         yield container

@@ -182,9 +182,9 @@ def long_wav(path: Path, hours: float) -> Path:
     return path
 
 
-def with_metadata(path: Path) -> Path:
+def with_metadata(path: Path, comment: str) -> Path:
     with av.open(str(path), "w") as container:
-        container.metadata["comment"] = "x" * 8_000_000
+        container.metadata["comment"] = comment
         stream = container.add_stream("pcm_s16le", rate=16000, layout="mono")
         assert isinstance(stream, av.AudioStream)
         piece = av.AudioFrame.from_ndarray(tone(1.0, 16000).reshape(1, -1), format="s16", layout="mono")
@@ -275,8 +275,12 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, s
     add("surround", "", audio="surround.wav", **picture)
     soundfile.write(folder / "fast.wav", samples, 384_000)
     add("384_khz", "too_short", audio="fast.wav", **picture)
-    with_metadata(folder / "talkative.mkv")
+    with_metadata(folder / "talkative.mkv", "x" * 8_000_000)
     add("talkative", "", audio="talkative.mkv", **picture)
+    garbled = with_metadata(folder / "garbled.mkv", "garbled!").read_bytes()
+    assert garbled.count(b"garbled!") == 1
+    (folder / "garbled.mkv").write_bytes(garbled.replace(b"garbled!", b"\xff\xfe\x80\x81\xc3(\xa0\xa1"))
+    add("garbled", "", audio="garbled.mkv", **picture)
     (folder / "video.jpg").write_bytes(good.read_bytes())
     (folder / "picture.mp4").write_bytes((folder / "good.jpg").read_bytes())
     Image.fromarray(numbered_picture(0, 96, 64)).save(folder / "png.jpg", format="PNG")
