@@ -1,9 +1,11 @@
-"""Pictures by DALI: one graph for the CPU and, with the JPEG decoder and everything behind it, for the GPU."""
+"""Pictures by DALI: one graph for the CPU and, with the JPEG decoder and everything behind it, for the GPU. On a CPU
+OpenCV takes the place of the nodes behind the decoder, unless told otherwise.
+"""
 
 import importlib
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import replace
 from threading import Barrier
@@ -29,7 +31,9 @@ class DaliLoader(PlannedLoader):
     """
 
     class Config(ComponentConfig):
-        threads: int = Field(2, ge=1, description="CPU threads of DALI; on a GPU they decode the engines' rest")
+        threads: int = Field(
+            2, ge=1, description="CPU threads of DALI, and as many of OpenCV; on a GPU they decode the engines' rest"
+        )
         prefetch: int = Field(2, ge=1, description="batches in DALI's queue, and again finished ones behind it")
         decode: Literal["roi", "full"] = Field("roi", description="decode only the crop, or all and cut")
         change: Literal["auto", "dali", "opencv"] = Field(
@@ -46,9 +50,11 @@ class DaliLoader(PlannedLoader):
         on_cpu = request.device.type == "cpu"
         if config.change == "opencv" and not on_cpu:
             raise UserError("data.loader.change=opencv is for a CPU; on a GPU leave it at auto")
+        self._pool: ThreadPoolExecutor | None = None
         self.source = ClipSource(request)
-        self._pool = _started(config.threads) if on_cpu and config.change != "dali" else None
         try:
+            if on_cpu and config.change != "dali":
+                self._pool = _started(config.threads)
             super().__init__(self.source.plan, ahead=config.prefetch)
             self._sheets: Iterator[Sheet] = iter(())
             self._running: deque[tuple[Sheet, Blobs]] = deque()
@@ -239,7 +245,12 @@ def import_dali() -> Any:
 def _started(threads: int) -> ThreadPoolExecutor:
     """Threads that run already: Python never forgets a foreign thread, such as DALI's, that has started one."""
     pool, ready = ThreadPoolExecutor(threads, "whence-dali"), Barrier(threads)
-    list(pool.map(lambda _: ready.wait(), range(threads)))
+    try:
+        list(pool.map(lambda _: ready.wait(), range(threads)))
+    except BaseException:  # the system allows no more of them
+        ready.abort()
+        pool.shutdown()
+        raise
     return pool
 
 
@@ -266,18 +277,24 @@ class _ByOpenCV:
     def __call__(self, pictures: list[np.ndarray], *drawn: list[np.ndarray]) -> list[np.ndarray]:
         rest = iter(drawn)
         parameters = [{name: next(rest) for name in names} for names in self._names]
+        shape = (len(pictures), self._size_px, self._size_px, pictures[0].shape[-1])
+        images = np.empty(shape, self._dtype)
 
-        def change(row: int) -> np.ndarray:
-            picture = resize(pictures[row].astype(self._dtype, copy=False), self._size_px, self._config)
-            for part, values in zip(self._parts, parameters):
-                picture = part.reference(picture, {name: value[row][()] for name, value in values.items()})
-            return picture
+        def fill(first: int) -> None:
+            for row in range(first, len(pictures), self._threads):
+                target = images[row]
+                picture = pictures[row].astype(self._dtype, copy=False)
+                picture = resize(picture, self._size_px, self._config, target)
+                for part, values in zip(self._parts, parameters):
+                    picture = part.reference(picture, {name: value[row][()] for name, value in values.items()})
+                if picture is not target:
+                    images[row] = picture
 
-        def share(first: int) -> list[np.ndarray]:
-            return [change(row) for row in range(first, len(pictures), self._threads)]
-
-        shares = list(self._pool.map(share, range(self._threads)))
-        return [shares[row % self._threads][row // self._threads] for row in range(len(pictures))]
+        tasks = [self._pool.submit(fill, first) for first in range(self._threads)]
+        wait(tasks)  # all of them, also if one fails: the pictures are DALI's, and are gone when this returns
+        for task in tasks:
+            task.result()
+        return list(images)
 
 
 def _crop_nodes(view: PictureView, fed: Iterator[Any]) -> dict[str, Any]:

@@ -131,8 +131,8 @@ class Storages(TorchDispatchMode):
 
 
 @EACH
-def test_pictures_and_sounds_are_written_once(textured_store: Path, loader: str):
-    """But for one clip's sound, which is read and widened in a buffer that the next one overwrites."""
+def test_torch_holds_a_batch_once(textured_store: Path, loader: str):
+    """And one clip's sound, which is read and widened in a buffer that the next one overwrites."""
     source = train_loader(data_config(textured_store, loader, augment=CROP))
     assert isinstance(source, PlannedLoader)
     source._begin(0, 0, len(source))

@@ -23,6 +23,7 @@ more, because DALI repeats the edge of the picture where torch leaves it out: wi
 difference is 1. Cubic without antialias is another kernel in OpenCV (a = -0.75) than in DALI (a = -0.5).
 """
 
+import itertools
 import shutil
 import subprocess
 import sys
@@ -37,21 +38,23 @@ import pytest
 import torch
 
 from configs.errors import UserError
+from pipeline.augment.flip import Flip
 from pipeline.batch import InputSpec
 from pipeline.frontends import lengthen, log_spectrogram, normalise, resample
 from pipeline.loader import build_loader
+from pipeline.loaders import dali
 from pipeline.store import DATA, Store
 from tests.pipeline.stores import textured_record, write_store
 from tests.pipeline.streams import ALL, CLIPS, EZ, clips_of, data_config, stream, take, train_loader
 
-BOTH = pytest.mark.parametrize("loader", ["dali", "reference"])
-EACH = pytest.mark.parametrize("loader", ["dali", "reference", "resident"])
 GRAPH = {"name": "dali", "change": "dali"}
 """The graph as a GPU has it, every node of it DALI's."""
+BOTH = pytest.mark.parametrize("loader", ["dali", GRAPH, "reference"], ids=str)
+EACH = pytest.mark.parametrize("loader", ["dali", GRAPH, "reference", "resident"], ids=str)
 
 
 @EACH
-def test_batches_keep_the_contract(textured_store: Path, loader: str):
+def test_batches_keep_the_contract(textured_store: Path, loader: Any):
     for batch in stream(data_config(textured_store, loader), epochs=1):
         assert len(batch.clip_id) == 6 and batch.truth is None and batch.flow is None
         assert batch.valid.dtype == torch.bool and batch.valid.tolist() == [True] * 6
@@ -80,7 +83,7 @@ def test_the_stream_of_clips_depends_on_nothing_else(textured_store: Path, loade
 
 
 @EACH
-def test_a_restart_in_mid_epoch_goes_on_where_it_was(textured_store: Path, loader: str):
+def test_a_restart_in_mid_epoch_goes_on_where_it_was(textured_store: Path, loader: Any):
     config = data_config(textured_store, loader)
     wanted = clips_of(stream(config))[CLIPS:]
     for handed_out in (0, 1, 5, 8):
@@ -99,7 +102,7 @@ def test_a_restart_in_mid_epoch_goes_on_where_it_was(textured_store: Path, loade
 
 
 @EACH
-def test_an_abandoned_epoch_leaves_no_trace(textured_store: Path, loader: str):
+def test_an_abandoned_epoch_leaves_no_trace(textured_store: Path, loader: Any):
     config = data_config(textured_store, loader)
     wanted = clips_of(stream(config, epochs=3))
     with_stops = train_loader(config)
@@ -114,7 +117,7 @@ def test_an_abandoned_epoch_leaves_no_trace(textured_store: Path, loader: str):
 
 
 @BOTH
-def test_an_iterator_from_before_a_move_is_refused(textured_store: Path, loader: str):
+def test_an_iterator_from_before_a_move_is_refused(textured_store: Path, loader: Any):
     moved = train_loader(data_config(textured_store, loader))
     old = iter(moved)
     next(old)
@@ -206,9 +209,15 @@ def test_the_set_on_a_gpu_agrees_with_the_reference(textured_store: Path, option
 
 
 @pytest.mark.parametrize("name", ["random_resized_crop", "random_crop"])
-def test_decoding_the_crop_equals_cutting_it(textured_store: Path, name: str):
+@pytest.mark.parametrize("change", ["dali", "opencv"])
+def test_decoding_the_crop_equals_cutting_it(textured_store: Path, change: str, name: str):
     found = [
-        clips_of(stream(data_config(textured_store, {**GRAPH, "decode": decode}, augment={name: {}}), 1))
+        clips_of(
+            stream(
+                data_config(textured_store, {"name": "dali", "change": change, "decode": decode}, augment={name: {}}),
+                1,
+            )
+        )
         for decode in ("roi", "full")
     ]
     assert found[0] == found[1]
@@ -216,7 +225,7 @@ def test_decoding_the_crop_equals_cutting_it(textured_store: Path, name: str):
 
 @EACH
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_evaluation_gives_every_clip_once(textured_store: Path, loader: str, world_size: int):
+def test_evaluation_gives_every_clip_once(textured_store: Path, loader: Any, world_size: int):
     config = data_config(textured_store, loader)
     found, whole = [], None
     for rank in range(world_size):
@@ -235,7 +244,7 @@ def test_evaluation_gives_every_clip_once(textured_store: Path, loader: str, wor
 
 
 @EACH
-def test_evaluation_shows_the_middle_if_told(textured_store: Path, loader: str):
+def test_evaluation_shows_the_middle_if_told(textured_store: Path, loader: Any):
     config = data_config(textured_store, loader, image={"size_px": 64, "test_fit": "middle"})
     tested = build_loader(config, InputSpec(), "test", train=False, batch_size=13)
     (batch,) = take(tested)
@@ -251,7 +260,7 @@ def test_evaluation_shows_the_middle_if_told(textured_store: Path, loader: str):
 
 
 @EACH
-def test_evaluation_brings_the_truth(packed_store: Path, loader: str):
+def test_evaluation_brings_the_truth(packed_store: Path, loader: Any):
     config = data_config(packed_store, loader, audio={"frontend": "logmel64", "duration_s": 1.0})
     with_truth = build_loader(config, InputSpec(), "test", train=False, batch_size=5)
     batches = take(with_truth)
@@ -266,7 +275,7 @@ def test_evaluation_brings_the_truth(packed_store: Path, loader: str):
 
 
 @EACH
-def test_held_batches_are_not_overwritten(textured_store: Path, loader: str):
+def test_held_batches_are_not_overwritten(textured_store: Path, loader: Any):
     config = data_config(textured_store, loader)
     held = take(source := train_loader(config), 8)
     kept = clips_of(held)
@@ -279,7 +288,7 @@ def test_held_batches_are_not_overwritten(textured_store: Path, loader: str):
 
 
 @EACH
-def test_a_batch_is_the_receivers_to_write_to(textured_store: Path, loader: str):
+def test_a_batch_is_the_receivers_to_write_to(textured_store: Path, loader: Any):
     config = data_config(textured_store, loader, augment={})
     wanted = clips_of(stream(config, epochs=1))
     source = train_loader(config)
@@ -292,7 +301,7 @@ def test_a_batch_is_the_receivers_to_write_to(textured_store: Path, loader: str)
 
 
 @EACH
-def test_two_loaders_share_a_store(textured_store: Path, loader: str):
+def test_two_loaders_share_a_store(textured_store: Path, loader: Any):
     config = data_config(textured_store, loader)
     wanted = clips_of(stream(config, epochs=1))
     first, second = train_loader(config), train_loader(config)
@@ -325,7 +334,7 @@ def threads(at_most: int | None = None) -> int:
 
 
 @EACH
-def test_closing_gives_everything_back(textured_store: Path, loader: str):
+def test_closing_gives_everything_back(textured_store: Path, loader: Any):
     config = data_config(textured_store, loader)
     stream(config, epochs=1)  # what libraries keep for good is there after this
     before, python_threads = threads(), threading.active_count()
@@ -342,7 +351,7 @@ def test_closing_gives_everything_back(textured_store: Path, loader: str):
 
 
 @EACH
-def test_a_picture_that_cannot_be_decoded_is_named(tmp_path: Path, loader: str):
+def test_a_picture_that_cannot_be_decoded_is_named(tmp_path: Path, loader: Any):
     records = [textured_record(number, [EZ]) for number in range(6)]
     records[3].frames[0].jpeg = b"no picture" * 20
     store = write_store(tmp_path / "store", records, [EZ])
@@ -394,7 +403,7 @@ def middle(samples: np.ndarray, rate_hz: int, seconds: float) -> torch.Tensor:
 
 @EACH
 @pytest.mark.parametrize(("rate_hz", "seconds"), [(16000, 2.5), (22050, 2.5), (16000, 1.3)])
-def test_a_missing_front_end_is_computed_from_the_waveform(tmp_path: Path, loader: str, rate_hz: int, seconds: float):
+def test_a_missing_front_end_is_computed_from_the_waveform(tmp_path: Path, loader: Any, rate_hz: int, seconds: float):
     records = [textured_record(number, seconds=seconds, rate_hz=rate_hz) for number in range(4)]
     store = write_store(tmp_path / "store", records)
     source = build_loader(data_config(store, loader), InputSpec(), "train", train=False, batch_size=4)
@@ -431,7 +440,7 @@ def test_a_time_crop_of_the_waveform_is_that_of_the_spectrogram(tmp_path: Path):
 
 @EACH
 @pytest.mark.parametrize("short", ["tile", "pad"])
-def test_a_clip_shorter_than_the_window_follows_the_front_ends_rule(tmp_path: Path, loader: str, short: str):
+def test_a_clip_shorter_than_the_window_follows_the_front_ends_rule(tmp_path: Path, loader: Any, short: str):
     frontend = EZ.model_copy(update={"short": short})
     records = [textured_record(number, [EZ], seconds=0.5) for number in range(2)]
     store = write_store(tmp_path / "store", records, [EZ])
@@ -510,7 +519,7 @@ def test_synthetic_batches_need_no_store():
 
 
 @BOTH
-def test_what_the_store_lacks_is_said(tmp_path: Path, loader: str):
+def test_what_the_store_lacks_is_said(tmp_path: Path, loader: Any):
     silent = [textured_record(number, [EZ], waveform=False) for number in range(3)]
     store = write_store(tmp_path / "silent", silent, [EZ])
     with pytest.raises(UserError, match=r"neither the front-end 'logmel64' nor waveforms.*--frontend logmel64"):
@@ -541,7 +550,7 @@ def test_what_the_store_lacks_is_said(tmp_path: Path, loader: str):
 
 
 @BOTH
-def test_clips_that_differ_from_the_rest_are_named(tmp_path: Path, loader: str):
+def test_clips_that_differ_from_the_rest_are_named(tmp_path: Path, loader: Any):
     records = [textured_record(number, [EZ]) for number in range(4)]
     records[2].spectrograms = {}
     with pytest.raises(UserError, match=r"1 of 4 clips .* lack a spectrogram 'ez_vsl', the first is clip_002"):
@@ -553,7 +562,7 @@ def test_clips_that_differ_from_the_rest_are_named(tmp_path: Path, loader: str):
 
 
 @BOTH
-def test_a_place_of_another_store_is_refused(textured_store: Path, loader: str):
+def test_a_place_of_another_store_is_refused(textured_store: Path, loader: Any):
     source = train_loader(data_config(textured_store, loader))
     with pytest.raises(UserError, match=r"epoch 0, 600 clips.* 48 clips"):
         source.load_state_dict({"epoch": 0, "samples": 600})
@@ -561,7 +570,7 @@ def test_a_place_of_another_store_is_refused(textured_store: Path, loader: str):
 
 
 @BOTH
-def test_a_shard_cut_short_is_refused(textured_store: Path, tmp_path: Path, loader: str):
+def test_a_shard_cut_short_is_refused(textured_store: Path, tmp_path: Path, loader: Any):
     copy = tmp_path / "copy"
     shutil.copytree(textured_store, copy)
     file = copy / "shard-00001" / DATA
@@ -575,6 +584,41 @@ def test_without_dali_the_message_names_the_way_out(textured_store: Path, monkey
     with pytest.raises(UserError, match=r"extra cuda12 or cuda13 .* data.loader.name=reference"):
         train_loader(data_config(textured_store, "dali"))
     assert len(stream(data_config(textured_store, "reference"), epochs=1)) == 8
+
+
+def test_opencv_changes_no_pictures_on_a_gpu(textured_store: Path):
+    config = data_config(textured_store, {"name": "dali", "change": "opencv"})
+    with pytest.raises(UserError, match=r"data\.loader\.change=opencv is for a CPU"):
+        train_loader(config, device=torch.device("cuda", 0))
+
+
+def test_an_error_of_one_picture_waits_for_the_others(textured_store: Path, monkeypatch: pytest.MonkeyPatch):
+    """They are DALI's, and may be gone when its call returns."""
+    calls = itertools.count()
+    under_way: list[int] = []
+    left_behind: list[int] = []
+    call = dali._ByOpenCV.__call__
+
+    def watched(self: Any, *given: Any) -> Any:
+        try:
+            return call(self, *given)
+        finally:
+            left_behind.append(len(under_way))
+
+    def slow(part: Flip, image: np.ndarray, parameters: Any) -> np.ndarray:
+        if next(calls) == 0:
+            raise MemoryError("no room for a picture")
+        under_way.append(1)
+        time.sleep(0.2)
+        under_way.pop()
+        return image
+
+    monkeypatch.setattr(Flip, "reference", slow)
+    monkeypatch.setattr(dali._ByOpenCV, "__call__", watched)
+    source = train_loader(data_config(textured_store, {"name": "dali", "threads": 3}, augment={"flip": {}}))
+    with pytest.raises(RuntimeError, match="no room for a picture"):
+        take(source)
+    assert left_behind and not any(left_behind)
 
 
 def test_unknown_loader_is_named():
