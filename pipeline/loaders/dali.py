@@ -2,7 +2,9 @@
 OpenCV takes the place of the nodes behind the decoder, unless told otherwise.
 """
 
+import ctypes
 import importlib
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -10,6 +12,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from threading import Barrier
 from typing import Any, Literal
+from weakref import WeakSet
 
 import cv2
 import numpy as np
@@ -59,6 +62,7 @@ class DaliLoader(PlannedLoader):
             self._sheets: Iterator[Sheet] = iter(())
             self._running: deque[tuple[Sheet, Blobs]] = deque()
             self._pipeline: Any = self._build()
+            _open.add(self)
         except BaseException:
             self._give_back()
             raise
@@ -213,8 +217,16 @@ class DaliLoader(PlannedLoader):
         # error keeps references, and its threads must not read the store when it is closed.
         self._pipeline._shutdown()
         self._pipeline = None
+        _open.discard(self)
         self._running.clear()
         self._give_back()
+
+    def leave_to_parent(self) -> None:
+        """In a forked child, where DALI's threads are not: its destructor would wait for them for ever. So keep it from
+        ever being called.
+        """
+        pipe, self._pipeline._pipe = self._pipeline._pipe, None
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(pipe))
 
     def _give_back(self) -> None:
         if self._pool:
@@ -229,6 +241,17 @@ class DaliLoader(PlannedLoader):
         changed = f"by OpenCV {cv2.__version__}" if self._pool else f"by DALI {self._dali.__version__}"
         known = {"loader": "dali", **self.source.describe(), "decodes": decoded, "changes": changed}
         return known | {"threads": self.config.threads}
+
+
+_open: WeakSet[DaliLoader] = WeakSet()
+
+
+def _leave_all_to_parent() -> None:
+    for loader in _open:
+        loader.leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_leave_all_to_parent)
 
 
 def import_dali() -> Any:

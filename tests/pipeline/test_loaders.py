@@ -394,6 +394,35 @@ def test_a_store_may_be_used_on_both_sides_of_a_fork(textured_store: Path):
     subprocess.run([sys.executable, "-c", FORKED, str(textured_store)], check=True, timeout=60, cwd=root)
 
 
+FORKED_LOADER = """
+import os, sys
+from pathlib import Path
+from tests.pipeline.streams import clips_of, data_config, stream, take, train_loader
+config = data_config(Path(sys.argv[1]), sys.argv[2])
+wanted = clips_of(stream(config, 1))
+closed, source = train_loader(config), train_loader(config)
+closed.close()
+begun = take(source, 2)
+for ending in ("leave", "close", "anew"):
+    if not (child := os.fork()):
+        if ending == "close":
+            source.close()
+        elif ending == "anew":
+            assert clips_of(stream(config, 1)) == wanted
+        sys.exit()
+    assert os.waitpid(child, 0)[1] == 0
+assert clips_of(begun + take(source)) == wanted
+source.close()
+"""
+
+
+@pytest.mark.parametrize("loader", ["dali", "reference"])
+def test_a_forked_child_leaves_its_parents_loader_alone(textured_store: Path, loader: str):
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKED_LOADER, str(textured_store), loader]
+    subprocess.run(command, check=True, timeout=120, cwd=root)
+
+
 def middle(samples: np.ndarray, rate_hz: int, seconds: float) -> torch.Tensor:
     length = round(seconds * rate_hz)
     sound = lengthen(torch.from_numpy(samples.astype(np.float32) / 32767), length, "tile")
