@@ -1,5 +1,5 @@
 """Pictures by DALI: one graph for the CPU and, with the JPEG decoder and everything behind it, for the GPU. On a CPU
-OpenCV takes the place of the nodes behind the decoder, unless told otherwise.
+the graph ends behind the decoder, and OpenCV does the rest, unless told otherwise.
 """
 
 import ctypes
@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import replace
-from threading import Barrier
 from typing import Any, Literal
 from weakref import WeakSet
 
@@ -18,13 +17,14 @@ import cv2
 import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from configs.errors import UserError
-from configs.schema import ComponentConfig, ImageConfig
+from configs.schema import ComponentConfig
 from pipeline.augmentation import ImageAugmentation, Parameters
 from pipeline.batch import Batch
 from pipeline.loader import PlannedLoader
-from pipeline.loaders.reference import resize
+from pipeline.loaders.reference import change, cut, resize_codes
 from pipeline.source import Blobs, ClipSource, LoaderRequest, PictureView, Sheet
 
 
@@ -57,7 +57,7 @@ class DaliLoader(PlannedLoader):
         self.source = ClipSource(request)
         try:
             if on_cpu and config.change != "dali":
-                self._pool = _started(config.threads)
+                self._pool = ThreadPoolExecutor(config.threads, "whence-dali")
             super().__init__(self.source.plan, ahead=config.prefetch)
             self._sheets: Iterator[Sheet] = iter(())
             self._running: deque[tuple[Sheet, Blobs]] = deque()
@@ -94,6 +94,13 @@ class DaliLoader(PlannedLoader):
             numbers = next(rest)
             outputs = []
             for place, view in enumerate(probe.pictures):
+                if self._pool:
+                    if not source.raw:
+                        outputs.append(self._decoded(next(rest), _crop_nodes(view, rest)))
+                    if source.with_flow and place == 0:
+                        codes, crop = [next(rest), next(rest)], _crop_nodes(view, rest)
+                        outputs += [self._decoded(each, crop, grey=True) for each in codes]
+                    continue
                 pictures = next(rest)
                 if not source.raw:
                     pictures = self._decoded(pictures, _crop_nodes(view, rest))
@@ -139,11 +146,6 @@ class DaliLoader(PlannedLoader):
         """The node of the pictures at their final size, after their augmentations."""
         fn, types, image = self._dali.fn, self._dali.types, self.source.request.data.image
         size_px = self.source.size_px
-        if self._pool:
-            names = [list(drawn) for drawn in parameters]
-            function = _ByOpenCV(self._pool, self.config.threads, size_px, image, parts, names, dtype)
-            drawn = [node for each in parameters for node in each.values()]
-            return fn.python_function(pictures, *drawn, function=function, batch_processing=True, output_layouts="HWC")
         images = fn.resize(
             pictures,
             size=(size_px, size_px),
@@ -163,7 +165,7 @@ class DaliLoader(PlannedLoader):
 
     def _read(self, sheet: Sheet) -> Blobs:
         blobs = self.source.read(sheet)
-        if not self.source.raw:
+        if not self.source.raw or self._pool:
             return blobs
         # Cut here: DALI's slice takes ten times as long.
         return replace(blobs, pictures=[_cut(*pair) for pair in zip(sheet.pictures, blobs.pictures)])
@@ -173,8 +175,12 @@ class DaliLoader(PlannedLoader):
         fed: list[Any] = [sheet.numbers]
         for place, (view, pictures) in enumerate(zip(sheet.pictures, blobs.pictures)):
             crop = view.crop or ()
-            fed += [pictures, *(() if self.source.raw else crop)]
-            fed += [value for drawn in view.parameters for value in drawn.values()]
+            if not self.source.raw:
+                fed += [pictures, *crop]
+            elif not self._pool:
+                fed.append(pictures)
+            if not self._pool:
+                fed += [value for drawn in view.parameters for value in drawn.values()]
             if blobs.flow is not None and place == 0:
                 fed += [*blobs.flow, *crop]
         return fed
@@ -197,14 +203,47 @@ class DaliLoader(PlannedLoader):
             sheet, blobs = self._running[0]
             raise (self.source.undecodable(blobs, sheet) or error) from error
         sheet, blobs = self._running.popleft()
-        with nullcontext() if stream is None else torch.cuda.device(self._device):
-            *tensors, numbers = (torch.from_dlpack(output.as_tensor()) for output in outputs)
-        self._pipeline.release_outputs()
+        if self._pool:
+            try:
+                images, flow = self._changed_by_opencv(self._pool, sheet, blobs, list(outputs[:-1]))
+                numbers = torch.from_numpy(np.array(outputs[-1].as_tensor()))
+            finally:
+                self._pipeline.release_outputs()
+        else:
+            with nullcontext() if stream is None else torch.cuda.device(self._device):
+                *images, numbers = (torch.from_dlpack(output.as_tensor()) for output in outputs)
+            self._pipeline.release_outputs()
+            flow = images.pop(1) if self.source.with_flow else None
         self._pipeline.schedule_run()
         assert np.array_equal(numbers.numpy(), sheet.numbers), "the pictures are not those of the planned clips"
         self.bytes_read += blobs.nbytes()
-        flow = tensors.pop(1) if self.source.with_flow else None
-        return self.source.batch(sheet, tensors, spectrograms, flow)
+        return self.source.batch(sheet, images, spectrograms, flow)
+
+    def _changed_by_opencv(
+        self, pool: ThreadPoolExecutor, sheet: Sheet, blobs: Blobs, decoded: list[Any]
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """The pictures of all views and the flow, as `ClipSource.batch` takes them. decoded: DALI's outputs, crops."""
+        source, config = self.source, self.source.request.data.image
+        count, size_px = len(sheet.numbers), source.size_px
+        images = [np.empty((count, size_px, size_px, 3), np.uint8) for _ in sheet.pictures]
+        flow = np.empty((count, size_px, size_px, 2), np.float32) if source.with_flow else None
+        axes = [decoded.pop(0 if source.raw else 1) for _ in range(2)] if source.with_flow else []
+
+        def fill(first: int) -> None:
+            for row in range(first, count, self.config.threads):
+                for place, view in enumerate(sheet.pictures):
+                    stored = blobs.pictures[place][row]
+                    picture = cut(stored, view, row) if source.raw else np.asarray(decoded[place][row])
+                    change(picture, view, row, config, images[place][row])
+                for axis, codes in enumerate(axes):
+                    assert flow is not None
+                    flow[row, :, :, axis] = resize_codes(np.asarray(codes[row])[:, :, 0], source)
+
+        tasks = [pool.submit(fill, first) for first in range(self.config.threads)]
+        wait(tasks)  # all of them, also if one fails: the pictures are DALI's, and are gone when it is told so
+        for task in tasks:
+            task.result()
+        return [torch.from_numpy(each) for each in images], None if flow is None else torch.from_numpy(flow)
 
     def _drain(self) -> None:
         while not self._pipeline.empty():
@@ -263,61 +302,6 @@ def import_dali() -> Any:
             f"data.loader=dali needs NVIDIA DALI ({error}); install it with the extra cuda12 or cuda13 of this project "
             "(Linux only), or use data.loader.name=reference"
         ) from error
-
-
-def _started(threads: int) -> ThreadPoolExecutor:
-    """Threads that run already: Python never forgets a foreign thread, such as DALI's, that has started one."""
-    pool, ready = ThreadPoolExecutor(threads, "whence-dali"), Barrier(threads)
-    try:
-        list(pool.map(lambda _: ready.wait(), range(threads)))
-    except BaseException:  # the system allows no more of them
-        ready.abort()
-        pool.shutdown()
-        raise
-    return pool
-
-
-class _ByOpenCV:
-    """The part of the graph that OpenCV does on a CPU: a batch of `(h, w, C)` uint8 resized, as `dtype`, and augmented.
-
-    names: of the parameters of each of `parts`, in the order in which they are handed over.
-    """
-
-    def __init__(
-        self,
-        pool: ThreadPoolExecutor,
-        threads: int,
-        size_px: int,
-        config: ImageConfig,
-        parts: Sequence[ImageAugmentation],
-        names: Sequence[Sequence[str]],
-        dtype: type[np.number],
-    ) -> None:
-        self._pool, self._threads = pool, threads
-        self._size_px, self._config, self._dtype = size_px, config, dtype
-        self._parts, self._names = parts, names
-
-    def __call__(self, pictures: list[np.ndarray], *drawn: list[np.ndarray]) -> list[np.ndarray]:
-        rest = iter(drawn)
-        parameters = [{name: next(rest) for name in names} for names in self._names]
-        shape = (len(pictures), self._size_px, self._size_px, pictures[0].shape[-1])
-        images = np.empty(shape, self._dtype)
-
-        def fill(first: int) -> None:
-            for row in range(first, len(pictures), self._threads):
-                target = images[row]
-                picture = pictures[row].astype(self._dtype, copy=False)
-                picture = resize(picture, self._size_px, self._config, target)
-                for part, values in zip(self._parts, parameters):
-                    picture = part.reference(picture, {name: value[row][()] for name, value in values.items()})
-                if picture is not target:
-                    images[row] = picture
-
-        tasks = [self._pool.submit(fill, first) for first in range(self._threads)]
-        wait(tasks)  # all of them, also if one fails: the pictures are DALI's, and are gone when this returns
-        for task in tasks:
-            task.result()
-        return list(images)
 
 
 def _crop_nodes(view: PictureView, fed: Iterator[Any]) -> dict[str, Any]:

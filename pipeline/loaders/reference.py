@@ -72,16 +72,11 @@ class ReferenceLoader(PlannedLoader):
             for view, pictures, images in zip(sheet.pictures, blobs.pictures, running.images):
                 picture = pictures[row] if self.source.raw else self._decoded(running, pictures[row], colour=True)
                 assert picture.shape[:2] == (view.clips.height[row], view.clips.width[row])
-                target = images[row]
-                picture = self._resized(view, row, picture, target)
-                for part, parameters in zip(view.recipe.image, view.parameters):
-                    picture = part.reference(picture, {name: value[row] for name, value in parameters.items()})
-                if picture is not target:
-                    images[row] = picture
+                change(cut(picture, view, row), view, row, self.source.request.data.image, images[row])
             if running.flow is not None and blobs.flow is not None:
                 for axis, jpegs in enumerate(blobs.flow):
-                    codes = self._decoded(running, jpegs[row], colour=False).astype(np.float32)
-                    running.flow[row, :, :, axis] = self._resized(sheet.pictures[0], row, codes)
+                    codes = cut(self._decoded(running, jpegs[row], colour=False), sheet.pictures[0], row)
+                    running.flow[row, :, :, axis] = resize_codes(codes, self.source)
 
     def _decoded(self, running: _Running, jpeg: np.ndarray, *, colour: bool) -> np.ndarray:
         picture = cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB if colour else cv2.IMREAD_GRAYSCALE)
@@ -90,14 +85,6 @@ class ReferenceLoader(PlannedLoader):
             assert error is not None
             raise error
         return picture
-
-    def _resized(
-        self, view: PictureView, row: int, picture: np.ndarray, target: np.ndarray | None = None
-    ) -> np.ndarray:
-        if view.crop is not None:
-            (y, x), (height, width) = view.crop[0][row], view.crop[1][row]
-            picture = picture[y : y + height, x : x + width]
-        return resize(picture, self.source.size_px, self.source.request.data.image, target)
 
     def _next(self) -> Batch:
         running = self._running.popleft()
@@ -127,6 +114,28 @@ class ReferenceLoader(PlannedLoader):
     def describe(self) -> dict[str, Any]:
         decoded = "nothing" if self.source.raw else f"whole pictures, by OpenCV {cv2.__version__} on cpu"
         return {"loader": "reference", **self.source.describe(), "decodes": decoded, "threads": self.config.workers}
+
+
+def cut(picture: np.ndarray, view: PictureView, row: int) -> np.ndarray:
+    """The part of a stored picture `(h, w, ...)` that a row of a view shows: no copy."""
+    if view.crop is None:
+        return picture
+    (y, x), (height, width) = view.crop[0][row], view.crop[1][row]
+    return picture[y : y + height, x : x + width]
+
+
+def change(picture: np.ndarray, view: PictureView, row: int, config: ImageConfig, target: np.ndarray) -> None:
+    """Resize a picture `(h, w, 3)` uint8 to `target` `(S, S, 3)`, and augment it as drawn for a row of a view."""
+    changed = resize(picture, len(target), config, target)
+    for part, parameters in zip(view.recipe.image, view.parameters):
+        changed = part.reference(changed, {name: value[row] for name, value in parameters.items()})
+    if changed is not target:
+        target[...] = changed
+
+
+def resize_codes(codes: np.ndarray, source: ClipSource) -> np.ndarray:
+    """`(S, S)` float32 of the codes `(h, w)` uint8 of one direction of the flow."""
+    return resize(codes.astype(np.float32), source.size_px, source.request.data.image)
 
 
 def resize(picture: np.ndarray, size_px: int, config: ImageConfig, target: np.ndarray | None = None) -> np.ndarray:

@@ -42,7 +42,7 @@ from pipeline.augment.flip import Flip
 from pipeline.batch import InputSpec
 from pipeline.frontends import lengthen, log_spectrogram, normalise, resample
 from pipeline.loader import build_loader
-from pipeline.loaders import dali
+from pipeline.loaders.dali import DaliLoader
 from pipeline.store import DATA, Store
 from tests.pipeline.stores import textured_record, write_store
 from tests.pipeline.streams import ALL, CLIPS, EZ, clips_of, data_config, stream, take, train_loader
@@ -622,15 +622,15 @@ def test_opencv_changes_no_pictures_on_a_gpu(textured_store: Path):
 
 
 def test_an_error_of_one_picture_waits_for_the_others(textured_store: Path, monkeypatch: pytest.MonkeyPatch):
-    """They are DALI's, and may be gone when its call returns."""
+    """They are DALI's, and are gone when it is told that they were used."""
     calls = itertools.count()
     under_way: list[int] = []
     left_behind: list[int] = []
-    call = dali._ByOpenCV.__call__
+    change = DaliLoader._changed_by_opencv
 
-    def watched(self: Any, *given: Any) -> Any:
+    def watched(*given: Any) -> Any:
         try:
-            return call(self, *given)
+            return change(*given)
         finally:
             left_behind.append(len(under_way))
 
@@ -643,9 +643,9 @@ def test_an_error_of_one_picture_waits_for_the_others(textured_store: Path, monk
         return image
 
     monkeypatch.setattr(Flip, "reference", slow)
-    monkeypatch.setattr(dali._ByOpenCV, "__call__", watched)
+    monkeypatch.setattr(DaliLoader, "_changed_by_opencv", watched)
     source = train_loader(data_config(textured_store, {"name": "dali", "threads": 3}, augment={"flip": {}}))
-    with pytest.raises(RuntimeError, match="no room for a picture"):
+    with pytest.raises(MemoryError, match="no room for a picture"):
         take(source)
     assert left_behind and not any(left_behind)
 
