@@ -240,17 +240,14 @@ class TruthMaps:
         """`(B,)` float64: sum of the weights under a foreground (B, S, S) bool, in pixels."""
         if self.fractions is not None:
             return _total(self.fractions, foreground) / STEPS
-        return self._weighed(overlap(foreground, self.covered), self._overlap_agreed(foreground))
+        return self.inside_and_hit(foreground)[1]
 
     def inside_and_hit(self, foreground: Tensor) -> tuple[Tensor, Tensor]:
         """`(B,)` twice: how many covered pixels are under a foreground (B, S, S) bool, int64, and `hit`."""
         inside = overlap(foreground, self.covered)
         if self.fractions is not None:
             return inside, self.hit(foreground)
-        return inside, self._weighed(inside, self._overlap_agreed(foreground))
-
-    def _overlap_agreed(self, foreground: Tensor) -> Tensor | None:
-        return None if self.agreed is None else overlap(foreground, self.agreed)
+        return inside, self._weighed(inside, None if self.agreed is None else overlap(foreground, self.agreed))
 
     @staticmethod
     def _weighed(covered_px: Tensor, agreed_px: Tensor | None) -> Tensor:

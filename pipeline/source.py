@@ -559,8 +559,8 @@ class ClipSource:
 
 def _stacked(windows: list[np.ndarray], device: torch.device) -> Tensor:
     """`(B, ...)`: windows of the store as a batch of its own memory, on the device."""
-    example = torch.from_numpy(np.array(windows[0]))
-    block = torch.empty((len(windows), *example.shape), dtype=example.dtype, pin_memory=device.type == "cuda")
+    dtype = torch.from_numpy(windows[0][:1].copy()).dtype
+    block = torch.empty((len(windows), *windows[0].shape), dtype=dtype, pin_memory=device.type == "cuda")
     np.stack(windows, out=block.numpy())
     return block.to(device, non_blocking=True)
 

@@ -94,23 +94,21 @@ class DaliLoader(PlannedLoader):
             numbers = next(rest)
             outputs = []
             for place, view in enumerate(probe.pictures):
-                if self._pool:
-                    if not source.raw:
-                        outputs.append(self._decoded(next(rest), _crop_nodes(view, rest)))
-                    if source.with_flow and place == 0:
-                        codes, crop = [next(rest), next(rest)], _crop_nodes(view, rest)
-                        outputs += [self._decoded(each, crop, grey=True) for each in codes]
-                    continue
-                pictures = next(rest)
+                pictures = []
                 if not source.raw:
-                    pictures = self._decoded(pictures, _crop_nodes(view, rest))
-                elif gpu:
-                    pictures = pictures.gpu()
-                parameters = [{name: next(rest) for name in drawn} for drawn in view.parameters]
-                outputs.append(self._changed(pictures, view.recipe.image, parameters))
+                    pictures = [self._decoded(next(rest), _crop_nodes(view, rest))]
+                elif not self._pool:
+                    pictures = [next(rest).gpu() if gpu else next(rest)]
+                axes = []
                 if source.with_flow and place == 0:
                     codes, crop = [next(rest), next(rest)], _crop_nodes(view, rest)
                     axes = [self._decoded(each, crop, grey=True) for each in codes]
+                if self._pool:
+                    outputs += [*pictures, *axes]
+                    continue
+                parameters = [{name: next(rest) for name in drawn} for drawn in view.parameters]
+                outputs.append(self._changed(pictures[0], view.recipe.image, parameters))
+                if axes:
                     # As one picture: resizing two of a channel each takes half as long again.
                     outputs.append(self._changed(fn.cat(*axes, axis_name="C"), dtype=np.float32))
             return *outputs, fn.copy(numbers)  # a copy, because what is fed is not ours to hand out
@@ -168,7 +166,11 @@ class DaliLoader(PlannedLoader):
         if not self.source.raw or self._pool:
             return blobs
         # Cut here: DALI's slice takes ten times as long.
-        return replace(blobs, pictures=[_cut(*pair) for pair in zip(sheet.pictures, blobs.pictures)])
+        pictures = [
+            [np.ascontiguousarray(cut(picture, view, row)) for row, picture in enumerate(stored)]
+            for view, stored in zip(sheet.pictures, blobs.pictures)
+        ]
+        return replace(blobs, pictures=pictures)
 
     def _fed(self, sheet: Sheet, blobs: Blobs) -> list[Any]:
         """What a batch feeds to the graph: an array or a list of arrays for each input, in the order of the graph."""
@@ -179,10 +181,10 @@ class DaliLoader(PlannedLoader):
                 fed += [pictures, *crop]
             elif not self._pool:
                 fed.append(pictures)
-            if not self._pool:
-                fed += [value for drawn in view.parameters for value in drawn.values()]
             if blobs.flow is not None and place == 0:
                 fed += [*blobs.flow, *crop]
+            if not self._pool:
+                fed += [value for drawn in view.parameters for value in drawn.values()]
         return fed
 
     def _begin(self, epoch: int, first: int, steps: int) -> None:
@@ -307,11 +309,3 @@ def import_dali() -> Any:
 def _crop_nodes(view: PictureView, fed: Iterator[Any]) -> dict[str, Any]:
     """Options of `fn.slice` from the nodes that are fed next, if the view has a crop."""
     return {} if view.crop is None else {"start": next(fed), "shape": next(fed), "axis_names": "HW"}
-
-
-def _cut(view: PictureView, pictures: list[np.ndarray]) -> list[np.ndarray]:
-    """The pixels inside the crop of each picture `(h, w, 3)`, contiguous."""
-    if view.crop is None:
-        return pictures
-    corners = np.concatenate([view.crop[0], view.crop[0] + view.crop[1]], 1).tolist()
-    return [np.ascontiguousarray(each[y0:y1, x0:x1]) for each, (y0, x0, y1, x1) in zip(pictures, corners)]
