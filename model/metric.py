@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from configs.schema import ComponentConfig
-from model.protocol import STEPS, Maps, Protocol, TruthMaps, count
+from model.pixels import Pixels
+from model.protocol import STEPS, Maps, Protocol, TruthMaps
 from model.rows import Rows
 
 THRESHOLDS = np.array([0.05 * step for step in range(21)])
@@ -64,8 +65,9 @@ def consensus_iou(foreground: Tensor, truth: TruthMaps) -> Tensor:
     Args: foreground P (B, S, S) bool; g = truth.weights.
     Source: Senocak et al., Learning to Localize Sound Source in Visual Scenes (CVPR 2018), eq. 8.
     """
-    inside, hit = truth.inside_and_hit(foreground)
-    whole = truth.area + (count(foreground) - inside)
+    found = Pixels(foreground)
+    inside, hit = truth.inside_and_hit(found)
+    whole = truth.area + (found.count - inside)
     return torch.where(whole > 0, hit / torch.where(whole > 0, whole, 1), 0.0)
 
 
@@ -162,7 +164,7 @@ def half_area_ceiling(truth: TruthMaps) -> Tensor:
     pixels = truth.covered[0].numel()
     half = pixels - pixels // 2
     if truth.fractions is None:
-        whole = truth.covered_px if truth.agreed is None else count(truth.agreed)
+        whole = truth.agreed_px
         whole_taken = whole.clamp_max(half)
         halved_taken = (truth.covered_px - whole).minimum(half - whole_taken)
         hit = whole_taken + halved_taken.double() / 2

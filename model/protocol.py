@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from configs.schema import ComponentConfig
+from model.pixels import Pixels
 from model.resize import Mode, resize
 from pipeline.batch import Truth
 
@@ -227,31 +228,48 @@ class TruthMaps:
     @cached_property
     def covered_px(self) -> Tensor:
         """`(B,)` int64: covered pixels."""
-        return count(self.covered)
+        return self._covered.count
+
+    @property
+    def agreed_px(self) -> Tensor:
+        """`(B,)` int64: pixels whose weight is 1, if no fractions occur."""
+        return self.covered_px if self._agreed is None else self._agreed.count
 
     @cached_property
     def area(self) -> Tensor:
         """`(B,)` float64: sum of the weights, in pixels."""
         if self.fractions is not None:
             return _total(self.fractions) / STEPS
-        return self._weighed(self.covered_px, None if self.agreed is None else count(self.agreed))
+        return self._weighed(self.covered_px, self.agreed_px)
 
-    def hit(self, foreground: Tensor) -> Tensor:
-        """`(B,)` float64: sum of the weights under a foreground (B, S, S) bool, in pixels."""
+    def hit(self, found: Pixels) -> Tensor:
+        """`(B,)` float64: sum of the weights under a foreground, in pixels."""
         if self.fractions is not None:
-            return _total(self.fractions, foreground) / STEPS
-        return self.inside_and_hit(foreground)[1]
+            return _total(self.fractions, found.mask) / STEPS
+        return self.inside_and_hit(found)[1]
 
-    def inside_and_hit(self, foreground: Tensor) -> tuple[Tensor, Tensor]:
-        """`(B,)` twice: how many covered pixels are under a foreground (B, S, S) bool, int64, and `hit`."""
-        inside = overlap(foreground, self.covered)
+    def inside(self, found: Pixels) -> Tensor:
+        """`(B,)` int64: how many covered pixels are under a foreground."""
+        return found.shared(self._covered)
+
+    def inside_and_hit(self, found: Pixels) -> tuple[Tensor, Tensor]:
+        """`(B,)` twice: `inside` and `hit`."""
+        inside = self.inside(found)
         if self.fractions is not None:
-            return inside, self.hit(foreground)
-        return inside, self._weighed(inside, None if self.agreed is None else overlap(foreground, self.agreed))
+            return inside, self.hit(found)
+        return inside, self._weighed(inside, inside if self._agreed is None else found.shared(self._agreed))
+
+    @cached_property
+    def _covered(self) -> Pixels:
+        return Pixels(self.covered)
+
+    @cached_property
+    def _agreed(self) -> Pixels | None:
+        return None if self.agreed is None else Pixels(self.agreed)
 
     @staticmethod
-    def _weighed(covered_px: Tensor, agreed_px: Tensor | None) -> Tensor:
-        return covered_px.double() if agreed_px is None else (covered_px + agreed_px).double() / 2
+    def _weighed(covered_px: Tensor, agreed_px: Tensor) -> Tensor:
+        return (covered_px + agreed_px).double() / 2
 
     def part(self, chosen: slice) -> "TruthMaps":
         """The truth of some of the clips."""
@@ -263,8 +281,8 @@ class TruthMaps:
             self.odd_boxes[chosen],
             self.flat_boxes[chosen],
         )
-        for name in ("covered_px", "area"):
-            some.__dict__[name] = getattr(self, name)[chosen]
+        agreed = None if self._agreed is None else self._agreed.part(chosen)
+        some.__dict__.update(area=self.area[chosen], _covered=self._covered.part(chosen), _agreed=agreed)
         return some
 
 
@@ -477,22 +495,6 @@ def full_range(maps: Maps) -> Tensor:
     if maps.negated:  # 1 - ((-x) - (-high)) / (high - low), rounded as if written so
         return (torch.where(varies, high, 0) - maps.resized).div_(span).neg_().add_(1)
     return (maps.resized - torch.where(varies, low, 0)).div_(span)
-
-
-def count(mask: Tensor) -> Tensor:
-    """`(B,)` int64: how many pixels of masks `(B, S, S)` bool are set."""
-    if mask.device.type != "cpu":
-        return mask.sum((1, 2))
-    return torch.tensor([cv2.countNonZero(each) for each in mask.numpy().view(np.uint8)], dtype=torch.int64)
-
-
-def overlap(mask: Tensor, other: Tensor) -> Tensor:
-    """`(B,)` int64: how many pixels are set in both masks `(B, S, S)` bool."""
-    if mask.device.type != "cpu":
-        return (mask & other).sum((1, 2))
-    pairs = zip(mask.numpy().view(np.uint8), other.numpy().view(np.uint8), strict=True)
-    both = np.empty(mask.shape[1:], np.uint8)
-    return torch.tensor([cv2.countNonZero(cv2.bitwise_and(*pair, dst=both)) for pair in pairs], dtype=torch.int64)
 
 
 def _levels(covered: Tensor, agreed: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from configs.schema import ComponentConfig
 from model.metric import Metric, met_thresholds, sums_met
-from model.protocol import STEPS, Maps, Protocol, TruthMaps, count
+from model.pixels import Pixels
+from model.protocol import STEPS, Maps, Protocol, TruthMaps
 
 _BETA_SQUARE = 0.3
 _CUTS = 255
@@ -30,9 +31,9 @@ class Miou(Metric):
     columns = ("miou", "f_curve")
 
     def per_clip(self, maps: Maps, truth: TruthMaps, protocol: Protocol) -> dict[str, Tensor]:
-        foreground = maps.foreground
-        pixels = foreground[0].numel()
-        hit, filled = truth.hit(foreground), count(foreground)
+        found = Pixels(maps.foreground)
+        pixels = found.mask[0].numel()
+        hit, filled = truth.hit(found), found.count
         union = truth.area + filled - hit
         left_empty = (pixels - filled).double() / pixels
         iou = torch.where(truth.covered_px > 0, hit / union.clamp_min(1 / STEPS), left_empty)

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from configs.schema import ComponentConfig
 from model.metric import THRESHOLDS, Metric, area_under
-from model.protocol import Maps, Protocol, TruthMaps, count
+from model.pixels import Pixels
+from model.protocol import Maps, Protocol, TruthMaps
 
 
 class Negatives(Metric):
@@ -27,7 +28,7 @@ class Negatives(Metric):
     on_negatives = True
 
     def per_clip(self, maps: Maps, truth: TruthMaps, protocol: Protocol) -> dict[str, Tensor]:
-        lit = count(maps.above(protocol.threshold(maps), strict=True))
+        lit = Pixels(maps.above(protocol.threshold(maps), strict=True)).count
         return {"active": lit.double() / maps.scaled[0].numel()}
 
     def reduce(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:

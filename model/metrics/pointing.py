@@ -7,7 +7,8 @@ from torch import Tensor
 
 from configs.schema import ComponentConfig
 from model.metric import Metric
-from model.protocol import Maps, Protocol, TruthMaps, count, overlap
+from model.pixels import Pixels
+from model.protocol import Maps, Protocol, TruthMaps
 
 
 class Pointing(Metric):
@@ -24,7 +25,8 @@ class Pointing(Metric):
     columns = ("pointing",)
 
     def per_clip(self, maps: Maps, truth: TruthMaps, protocol: Protocol) -> dict[str, Tensor]:
-        return {"pointing": overlap(maps.best, truth.covered).double() / count(maps.best)}
+        best = Pixels(maps.best)
+        return {"pointing": truth.inside(best).double() / best.count}
 
     def reduce(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
         return {"pointing": float(rows["pointing"].mean())}

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from configs.schema import ComponentConfig
 from model.metric import Metric
-from model.protocol import Maps, Protocol, TruthMaps, count
+from model.pixels import Pixels
+from model.protocol import Maps, Protocol, TruthMaps
 
 
 class Quadrant(Metric):
@@ -34,7 +35,7 @@ class Quadrant(Metric):
         in_row = self._tile(middle, side, self.config.rows) == row[:, None]
         in_col = self._tile(middle, side, self.config.cols) == col[:, None]
         hits = torch.einsum("byx,by,bx->b", maps.best.float(), in_row.float(), in_col.float())
-        return {"quadrant": torch.where(truth.area > 0, hits.double() / count(maps.best), 0.0)}
+        return {"quadrant": torch.where(truth.area > 0, hits.double() / Pixels(maps.best).count, 0.0)}
 
     @staticmethod
     def _tile(position: Tensor, side: int, count: int) -> Tensor:

@@ -9,6 +9,7 @@ from configs.resolve import names, resolve
 from model.metric import Metric, half_area_ceiling, met_thresholds, success_scores, sum_met, sums_met
 from model.metrics.ciou_sweep import CiouSweep
 from model.metrics.detection import average_precision, f1_scores
+from model.pixels import Pixels
 from model.protocol import centred_gaussian, random_maps
 from pipeline.batch import Truth
 from tests.model.golden_metrics import case, extended_case, frames_case, golden, read_json, vggss_boxes
@@ -303,16 +304,17 @@ def test_sums_over_drawn_truths_equal_those_over_their_weights(kind: str):
     np.testing.assert_array_equal(truth.weights[3], votes.clip(0, 1) if kind == "union" else (votes / 2).clip(0, 1))
     weights, covered = truth.weights.flatten(1).double(), truth.covered.flatten(1)
     maps = rule.prepare(random_maps([str(each) for each in range(len(truths))], 7, 7))
-    inside, hit = truth.inside_and_hit(maps.foreground)
+    found = Pixels(maps.foreground)
+    inside, hit = truth.inside_and_hit(found)
     fore = maps.foreground.flatten(1)
     assert torch.equal(inside, (fore & covered).sum(1)) and torch.equal(hit, (fore * weights).sum(1))
-    assert torch.equal(hit, truth.hit(maps.foreground)) and torch.equal(truth.area, weights.sum(1))
+    assert torch.equal(hit, truth.hit(found)) and torch.equal(truth.area, weights.sum(1))
     for cuts in (torch.tensor(CiouSweep.thresholds), torch.linspace(0, 1 - 1e-10, 255)):
         reached = (maps.scaled.flatten(1)[:, None] >= cuts[:, None]).double()
-        found = sums_met(met_thresholds(maps.scaled, cuts), len(cuts), truth)
-        assert torch.equal(found[0], reached.sum(2).long())
-        assert torch.equal(found[1], (reached * covered[:, None]).sum(2).long())
-        assert torch.equal(found[2], (reached * weights[:, None]).sum(2))
+        sums = sums_met(met_thresholds(maps.scaled, cuts), len(cuts), truth)
+        assert torch.equal(sums[0], reached.sum(2).long())
+        assert torch.equal(sums[1], (reached * covered[:, None]).sum(2).long())
+        assert torch.equal(sums[2], (reached * weights[:, None]).sum(2))
     best = weights.sort(dim=1, descending=True).values[:, : 224 * 224 // 2]
     wanted = best.sum(1) / (truth.area + (best == 0).sum(1))
     torch.testing.assert_close(half_area_ceiling(truth), wanted, rtol=1e-12, atol=0)

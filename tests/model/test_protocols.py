@@ -8,6 +8,7 @@ from torch.nn.functional import interpolate
 from configs.errors import UserError
 from configs.resolve import names, resolve
 from model.metric import consensus_iou, success_scores
+from model.pixels import Pixels
 from model.protocol import Maps, Protocol, SetFacts, full_range, random_maps
 from pipeline.batch import Truth
 from tests.model.golden_metrics import FOLDER, case, checksum, golden, read_json
@@ -256,7 +257,7 @@ def test_clips_of_every_kind_are_drawn_alike_alone_and_together():
             assert torch.equal(getattr(alone, name), getattr(part, name)), (place, name)
         assert torch.equal(alone.area, alone.weights.sum((1, 2)).double())
         fore = foreground[place : place + 1]
-        assert torch.equal(alone.hit(fore), part.hit(fore))
+        assert torch.equal(alone.hit(Pixels(fore)), part.hit(Pixels(fore)))
         assert torch.equal(consensus_iou(fore, alone), consensus_iou(fore, part))
     assert together.area.tolist()[2] == together.area.tolist()[4] == 0
 
