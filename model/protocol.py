@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -93,8 +93,12 @@ class Maps:
         """`(B,)` twice: the least and the largest value of `resized`."""
         if self.resized.device.type != "cpu":
             return self.resized.amin((1, 2)), self.resized.amax((1, 2))
-        # Line by line, so that the second pass finds it in the cache.
-        both = [(line.min(), line.max()) for line in self.resized.flatten(1).numpy()]
+        if self._protocol.half_area:  # it parts the halves anyway
+            halves = (self._halves[number] for number in range(len(self.resized)))
+            both = [(each.least, each.largest) for each in halves]
+        else:
+            # Line by line, so that the second pass finds it in the cache.
+            both = [(line.min(), line.max()) for line in self.resized.flatten(1).numpy()]
         least, largest = np.array(both, np.float32).reshape(-1, 2).T
         return torch.from_numpy(least), torch.from_numpy(largest)
 
@@ -113,11 +117,8 @@ class Maps:
         return self.scaled.flatten(1).sort(dim=1).values
 
     @cached_property
-    def _halves(self) -> np.ndarray:
-        """`(B, P)`: the `resized` values, the lower half of them before the upper one, whose first is its least."""
-        # numpy selects with vector instructions, far faster than torch sorts on a CPU.
-        lines = self.resized.flatten(1).numpy()
-        return np.partition(lines, lines.shape[1] // 2, axis=1)
+    def _halves(self) -> "_Halves":
+        return _Halves(self.resized.flatten(1).numpy())
 
     def above(self, threshold: Tensor, *, strict: bool) -> Tensor:
         """`(B, S, S)` bool: where `scaled` is above a threshold `(B,)`, or not below it."""
@@ -131,18 +132,22 @@ class Maps:
         if self._by_sigmoid:
             lines = zip(self.scaled.flatten(1).numpy(), places.tolist(), strict=True)
             return torch.from_numpy(np.array([np.partition(line, at)[at] for line, at in lines], np.float32))
-        return self._scale_of(self._around(places, after=True))[:, 0]
+        return self._scale_of([self._halves.around(*each, after=True)[:1] for each in enumerate(places.tolist())])[:, 0]
 
     def beyond(self, place: int | Tensor, *, strict: bool) -> Tensor:
         """`(B, S, S)` bool: where `scaled` is above what `ranked` gives for the place, or not below it."""
         if self.resized.device.type != "cpu" or self._by_sigmoid:
             return self.above(self.ranked(place), strict=strict)
-        around = self._around(torch.as_tensor(place).expand(len(self.resized)), after=strict)
         # Normalisation keeps the order, so `resized` can be cut in place of `scaled`, which need not be made: unless it
         # rounds the first value on the other side of the cut to the same number.
+        above = np.greater if strict else np.greater_equal
+        found, around = np.empty(self.resized.shape, bool), []
+        places = torch.as_tensor(place).expand(len(found)).tolist()
+        for number, (line, own) in enumerate(zip(self.resized.numpy(), found)):
+            around.append(self._halves.around(number, places[number], after=strict))
+            above(line, around[-1][0], out=own)
         cut, other = self._scale_of(around).unbind(1)
-        own = torch.from_numpy(around[:, 0])
-        found = _compare(self.resized, own, np.greater if strict else np.greater_equal)
+        found = torch.from_numpy(found)
         if len(alike := torch.nonzero(cut == other)[:, 0]):
             some = self._with_range_of(alike, self.resized[alike])
             found[alike] = some.above(cut[alike], strict=strict)
@@ -153,16 +158,10 @@ class Maps:
         """Whether `scaled` comes by a function whose last bit for one value may differ from that for many."""
         return self._protocol.normalisation == "bounds" and bool(np.isinf(self.bounds).any())
 
-    def _around(self, places: Tensor, *, after: bool) -> np.ndarray:
-        """`(B, 2)` float32: the `resized` value at each clip's place of the ascending order, and the one after it or
-        before it; at the ends the own value stands for that.
-        """
-        found = [_around(line, at, after) for line, at in zip(self._halves, places.tolist(), strict=True)]
-        return np.array(found, np.float32).reshape(-1, 2)
-
-    def _scale_of(self, values: np.ndarray) -> Tensor:
-        """`(B, k)`: what `scaled` has where `resized` has these values `(B, k)` float32."""
-        return self._with_range_of(slice(None), torch.from_numpy(values)[:, None]).scaled[:, 0]
+    def _scale_of(self, values: Sequence[Sequence[np.float32]]) -> Tensor:
+        """`(B, k)`: what `scaled` has where `resized` has these values, k a clip."""
+        found = torch.from_numpy(np.array(values, np.float32).reshape(len(self.resized), 1, -1))
+        return self._with_range_of(slice(None), found).scaled[:, 0]
 
     def _with_range_of(self, chosen: slice | Tensor, resized: Tensor) -> "Maps":
         """Values of the chosen clips, to be normalised as those are."""
@@ -180,13 +179,12 @@ class Maps:
             top = self.resized.flatten(1).topk(count, dim=1, sorted=False).values
             return self._to_absolute(top).mean(1, dtype=torch.float64)
         if self._protocol.half_area and count < pixels // 2:
-            # The median is wanted too, and the upper half at hand: behind its least value it may stand in any order.
-            lines = self._halves
-            for line in lines:
-                line[pixels // 2 + 1 :].partition(pixels - count - pixels // 2 - 1)
+            tops = (self._halves.top(number, count) for number in range(len(self.resized)))
         else:
-            lines = np.partition(self.resized.flatten(1).numpy(), pixels - count, axis=1)
-        return self._to_absolute(torch.from_numpy(lines[:, -count:])).mean(1, dtype=torch.float64)
+            tops = (np.partition(line, pixels - count)[-count:] for line in self.resized.flatten(1).numpy())
+        # One by one, while they are in the cache. OpenCV adds up in float64.
+        sums = [cv2.sumElems(self._to_absolute(torch.from_numpy(top)[None]).numpy())[0] for top in tops]
+        return torch.tensor(sums, dtype=torch.float64) / count
 
     def repeat(self, count: int) -> "Maps":
         """One map for `count` clips, without copies; it is normalised and cut once."""
@@ -517,19 +515,60 @@ def _nearest(length: int, size: int) -> np.ndarray:
     return interpolate(line, size, mode="nearest-exact")[0, 0].long().numpy()
 
 
-def _around(halves: np.ndarray, place: int, after: bool) -> tuple[np.float32, np.float32]:
-    """See `Maps._around`. Args: halves `(P,)`: the lower half of the values, then the upper one, its least first."""
-    half = len(halves) // 2
-    lower, upper = halves[:half], halves[half:]
-    part, at = (lower, place) if place < half else (upper, place - half)
-    if place != half:
-        part = np.partition(part, at)
-    own, rest = part[at], part[at + 1 :] if after else part[:at]
-    if len(rest):
+class _Parted(NamedTuple):
+    """A clip's values, parted by the one in the middle. What lies below or above it is in no order."""
+
+    below: np.ndarray
+    middle: np.float32
+    above: np.ndarray
+    least: np.float32
+    largest: np.float32
+
+
+class _Halves:
+    """The values of each clip's map in two halves, on a CPU.
+
+    They are parted clip by clip, when first asked for: what is asked next then finds them in the cache.
+    """
+
+    def __init__(self, lines: np.ndarray) -> None:
+        """Lines: `(B, P)` float32, P at least 3; they stay as they are."""
+        self._lines = lines
+        self._half = lines.shape[1] // 2
+        self._parted: dict[int, _Parted] = {}
+
+    def __getitem__(self, number: int) -> _Parted:
+        if number not in self._parted:
+            # numpy selects with vector instructions, far faster than torch sorts on a CPU.
+            line = np.partition(self._lines[number], self._half)
+            below, above = line[: self._half], line[self._half + 1 :]
+            self._parted[number] = _Parted(below, np.float32(line[self._half]), above, below.min(), above.max())
+        return self._parted[number]
+
+    def around(self, number: int, place: int, *, after: bool) -> tuple[np.float32, np.float32]:
+        """The value at a place of the ascending order from 0, and the one after it or before it; at the ends the own
+        value stands for that.
+        """
+        parted = self[number]
+        if place == self._half - 1 and after:
+            return parted.below.max(), parted.middle
+        if place == self._half + 1 and not after:
+            return parted.above.min(), parted.middle
+        if place == self._half:
+            own, rest = parted.middle, parted.above if after else parted.below
+        else:
+            half, at = (parted.below, place) if place < self._half else (parted.above, place - self._half - 1)
+            half.partition(at)
+            own, rest = half[at], half[at + 1 :] if after else half[:at]
+        if not len(rest):
+            return own, own
         return own, rest.min() if after else rest.max()
-    if after and place < half:
-        return own, upper[0]
-    return own, lower.max() if not after and place == half else own
+
+    def top(self, number: int, count: int) -> np.ndarray:
+        """`(count,)`: the largest values, fewer than half of all, in no order."""
+        above = self[number].above
+        above.partition(len(above) - count)
+        return above[-count:]
 
 
 def _compare(maps: Tensor, bound: Tensor, compare: np.ufunc) -> Tensor:
