@@ -85,14 +85,14 @@ def met_thresholds(scores: Tensor, thresholds: Tensor) -> Tensor:
     scale, offset = 1 / width, 0.5 - float(cuts[0]) / width
     lowest, highest = cuts[0] - 0.5 * width, cuts[-1] + width
     met = np.empty(lines.shape, np.uint8)
-    for line, found in zip(lines, met):
+    for line, found in zip(lines[:, None], met[:, None]):
         if line.min() < lowest or line.max() > highest:
             line = line.clip(lowest, highest)  # OpenCV would drop the sign of what it rounds, and what no int32 holds
-        low, high = (cv2.convertScaleAbs(line[None], alpha=scale, beta=offset + side) for side in (-2e-4, 2e-4))
-        # Nearly all pixels lie clearly between two thresholds: only the others need a search.
-        close = np.flatnonzero((low != high).ravel())
-        np.minimum(low.ravel(), len(cuts), out=found)
-        found[close] = np.searchsorted(cuts, line[close], side="right")
+        low, high = (cv2.convertScaleAbs(line, alpha=scale, beta=offset + side) for side in (-2e-4, 2e-4))
+        cv2.threshold(low, len(cuts), 0, cv2.THRESH_TRUNC, dst=found)
+        # Nearly all pixels lie clearly between two thresholds: only the others, and those beside them, need a search.
+        close = _different(low[0], high[0])
+        found[0, close] = np.searchsorted(cuts, line[0, close], side="right")
     return torch.from_numpy(met)
 
 
@@ -115,7 +115,7 @@ def sums_met(met: Tensor, count: int, truth: TruthMaps) -> tuple[Tensor, Tensor,
     """`(B, count)` three times: how many pixels, and how many covered ones, reach each threshold, int64; the sum of the
     weights of those that do, float64. met: from `met_thresholds`.
     """
-    if truth.fractions is None and count < _KINDS_APART and met.device.type == "cpu":
+    if truth.fractions is None and met.device.type == "cpu":
         found, inside, whole = _sums_at_once(met, count, truth)
     else:
         found, inside = sum_met(met, count), sum_met(met, count, truth.covered.flatten(1))
@@ -126,7 +126,7 @@ def sums_met(met: Tensor, count: int, truth: TruthMaps) -> tuple[Tensor, Tensor,
 
 
 _KINDS_APART = 64
-"""Between the codes of pixels that are not covered, covered and agreed on: in a byte, all are counted in one pass."""
+"""Between the codes of pixels that are not covered, covered and agreed on: in a byte, one count is all there is."""
 
 
 def _sums_at_once(met: Tensor, count: int, truth: TruthMaps) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,15 +135,27 @@ def _sums_at_once(met: Tensor, count: int, truth: TruthMaps) -> tuple[Tensor, Te
     agreed = covered if truth.agreed is None else truth.agreed.flatten(1).numpy().view(np.uint8)
     levels = []
     for line, some, all_ in zip(met.numpy(), covered, agreed):
-        code = np.add(some, all_)
-        code *= _KINDS_APART
-        code += line
-        levels.append(_histogram(code, None))
-    kinds = np.array(levels, np.int64).reshape(-1, 256 // _KINDS_APART, _KINDS_APART)
+        kind = np.add(some, all_)
+        if count < _KINDS_APART:
+            kind *= _KINDS_APART
+            kind += line
+            levels.append(_histogram(kind, None).reshape(-1, _KINDS_APART)[:3])
+        else:
+            both = cv2.calcHist([kind[None], line[None]], [0, 1], None, [3, 256], [0, 3, 0, 256])
+            levels.append(both.astype(np.int64))
+    kinds = np.array(levels, np.int64).reshape(len(met), 3, -1)
     reached = torch.from_numpy(kinds).flip(2).cumsum(2).flip(2)[:, :, 1 : count + 1]
     whole = reached[:, 2]
     inside = whole + reached[:, 1]
     return inside + reached[:, 0], inside, whole
+
+
+def _different(some: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The places of the words of eight bytes that differ in two lines, and of the rest that fills none."""
+    words = len(some) // 8
+    differ = np.flatnonzero(some[: words * 8].view(np.uint64) != other[: words * 8].view(np.uint64))
+    near = (differ[:, None] * 8 + np.arange(8)).ravel()
+    return np.concatenate([near, np.arange(words * 8, len(some))])
 
 
 def _histogram(levels: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
