@@ -160,9 +160,10 @@ def test_clips_without_truth_are_named():
         make().add(IDS[:2], torch.tensor([True, True]), Localization(map=MAPS[:2], bounds=(0, 1)), None)
 
 
-def test_a_map_that_is_not_finite_is_named():
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_map_that_is_not_finite_is_named(value: float):
     maps = MAPS[:3].clone()
-    maps[1, 2, 2] = float("nan")
+    maps[1, 2, 2] = value
     with pytest.raises(UserError, match=r"map of 1 clip\(s\) is not finite: clip 01"):
         make().add(
             IDS[:3], torch.ones(3, dtype=torch.bool), Localization(map=maps, bounds=(0, 1)), list(map(truth, IDS[:3]))
