@@ -24,7 +24,7 @@ from configs.schema import ComponentConfig
 from pipeline.augmentation import ImageAugmentation, Parameters
 from pipeline.batch import Batch
 from pipeline.loader import PlannedLoader
-from pipeline.loaders.reference import change, cut, resize_codes
+from pipeline.loaders.reference import Canvas, cut
 from pipeline.source import Blobs, ClipSource, LoaderRequest, PictureView, Sheet
 
 
@@ -225,27 +225,22 @@ class DaliLoader(PlannedLoader):
         self, pool: ThreadPoolExecutor, sheet: Sheet, blobs: Blobs, decoded: list[Any]
     ) -> tuple[list[Tensor], Tensor | None]:
         """The pictures of all views and the flow, as `ClipSource.batch` takes them. decoded: DALI's outputs, crops."""
-        source, config = self.source, self.source.request.data.image
-        count, size_px = len(sheet.numbers), source.size_px
-        images = [np.empty((count, size_px, size_px, 3), np.uint8) for _ in sheet.pictures]
-        flow = np.empty((count, size_px, size_px, 2), np.float32) if source.with_flow else None
+        source, canvas = self.source, Canvas(self.source, sheet)
         axes = [decoded.pop(0 if source.raw else 1) for _ in range(2)] if source.with_flow else []
 
-        def fill(first: int) -> None:
-            for row in range(first, count, self.config.threads):
-                for place, view in enumerate(sheet.pictures):
-                    stored = blobs.pictures[place][row]
-                    picture = cut(stored, view, row) if source.raw else np.asarray(decoded[place][row])
-                    change(picture, view, row, config, images[place][row])
-                for axis, codes in enumerate(axes):
-                    assert flow is not None
-                    flow[row, :, :, axis] = resize_codes(np.asarray(codes[row])[:, :, 0], source)
+        def picture(place: int, row: int) -> np.ndarray:
+            if source.raw:
+                return cut(blobs.pictures[place][row], sheet.pictures[place], row)
+            return np.asarray(decoded[place][row])
 
-        tasks = [pool.submit(fill, first) for first in range(self.config.threads)]
+        def codes(axis: int, row: int) -> np.ndarray:
+            return np.asarray(axes[axis][row])[:, :, 0]
+
+        tasks = canvas.start(pool, self.config.threads, picture, codes)
         wait(tasks)  # all of them, also if one fails: the pictures are DALI's, and are gone when it is told so
         for task in tasks:
             task.result()
-        return [torch.from_numpy(each) for each in images], None if flow is None else torch.from_numpy(flow)
+        return canvas.tensors(self._device)
 
     def _drain(self) -> None:
         while not self._pipeline.empty():

@@ -1,7 +1,7 @@
 """Pictures by OpenCV on threads, clip by clip: the path without DALI, and what the DALI loader is tested against."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from configs.schema import ComponentConfig, ImageConfig
 from pipeline.batch import Batch
@@ -23,8 +24,7 @@ class _Running:
 
     sheet: Sheet
     blobs: Blobs
-    images: list[np.ndarray]
-    flow: np.ndarray | None
+    canvas: "Canvas"
     tasks: list[Future[None]]
 
 
@@ -52,36 +52,25 @@ class ReferenceLoader(PlannedLoader):
         sheet = next(self._sheets, None)
         if sheet is None:
             return
-        blobs = self.source.read(sheet)
-        count, size_px = len(sheet.numbers), self.source.size_px
-        running = _Running(
-            sheet=sheet,
-            blobs=blobs,
-            images=[np.empty((count, size_px, size_px, 3), np.uint8) for _ in sheet.pictures],
-            flow=np.empty((count, size_px, size_px, 2), np.float32) if self.source.with_flow else None,
-            tasks=[],
-        )
-        self._running.append(running)
-        for worker in range(self.config.workers):
-            rows = range(worker, count, self.config.workers)
-            running.tasks.append(self._threads.submit(self._fill, running, rows))
+        blobs, canvas = self.source.read(sheet), Canvas(self.source, sheet)
 
-    def _fill(self, running: _Running, rows: range) -> None:
-        sheet, blobs = running.sheet, running.blobs
-        for row in rows:
-            for view, pictures, images in zip(sheet.pictures, blobs.pictures, running.images):
-                picture = pictures[row] if self.source.raw else self._decoded(running, pictures[row], colour=True)
-                assert picture.shape[:2] == (view.clips.height[row], view.clips.width[row])
-                change(cut(picture, view, row), view, row, self.source.request.data.image, images[row])
-            if running.flow is not None and blobs.flow is not None:
-                for axis, jpegs in enumerate(blobs.flow):
-                    codes = cut(self._decoded(running, jpegs[row], colour=False), sheet.pictures[0], row)
-                    running.flow[row, :, :, axis] = resize_codes(codes, self.source)
+        def picture(place: int, row: int) -> np.ndarray:
+            view, stored = sheet.pictures[place], blobs.pictures[place][row]
+            whole = stored if self.source.raw else self._decoded(sheet, blobs, stored, cv2.IMREAD_COLOR_RGB)
+            assert whole.shape[:2] == (view.clips.height[row], view.clips.width[row])
+            return cut(whole, view, row)
 
-    def _decoded(self, running: _Running, jpeg: np.ndarray, *, colour: bool) -> np.ndarray:
-        picture = cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB if colour else cv2.IMREAD_GRAYSCALE)
+        def codes(axis: int, row: int) -> np.ndarray:
+            assert blobs.flow is not None
+            return cut(self._decoded(sheet, blobs, blobs.flow[axis][row], cv2.IMREAD_GRAYSCALE), sheet.pictures[0], row)
+
+        tasks = canvas.start(self._threads, self.config.workers, picture, codes)
+        self._running.append(_Running(sheet=sheet, blobs=blobs, canvas=canvas, tasks=tasks))
+
+    def _decoded(self, sheet: Sheet, blobs: Blobs, jpeg: np.ndarray, mode: int) -> np.ndarray:
+        picture = cv2.imdecode(jpeg, mode)
         if picture is None:
-            error = self.source.undecodable(running.blobs, running.sheet)
+            error = self.source.undecodable(blobs, sheet)
             assert error is not None
             raise error
         return picture
@@ -93,9 +82,7 @@ class ReferenceLoader(PlannedLoader):
         for task in running.tasks:
             task.result()
         self.bytes_read += running.blobs.nbytes()
-        device = self.source.request.device
-        images = [torch.from_numpy(images).to(device) for images in running.images]
-        flow = None if running.flow is None else torch.from_numpy(running.flow).to(device)
+        images, flow = running.canvas.tensors(self.source.request.device)
         return self.source.batch(running.sheet, images, spectrograms, flow)
 
     def _drop(self) -> None:
@@ -116,6 +103,46 @@ class ReferenceLoader(PlannedLoader):
         return {"loader": "reference", **self.source.describe(), "decodes": decoded, "threads": self.config.workers}
 
 
+class Canvas:
+    """The pictures of a batch at their final size, and the flow, which OpenCV fills in on threads."""
+
+    def __init__(self, source: ClipSource, sheet: Sheet) -> None:
+        count, size_px = len(sheet.numbers), source.size_px
+        self._source, self._sheet = source, sheet
+        self._images = [np.empty((count, size_px, size_px, 3), np.uint8) for _ in sheet.pictures]
+        self._flow = np.empty((count, size_px, size_px, 2), np.float32) if source.with_flow else None
+
+    def start(
+        self,
+        pool: ThreadPoolExecutor,
+        threads: int,
+        picture: Callable[[int, int], np.ndarray],
+        codes: Callable[[int, int], np.ndarray],
+    ) -> list[Future[None]]:
+        """Tasks that fill all in, one a thread.
+
+        picture: from the number of a view and of a row to what of its picture is shown, `(h, w, 3)` uint8. codes: from
+        0 or 1, for x or y, and the number of a row to the same of its flow, `(h, w)` uint8.
+        """
+        count, config = len(self._sheet.numbers), self._source.request.data.image
+
+        def fill(first: int) -> None:
+            for row in range(first, count, threads):
+                for place, (view, images) in enumerate(zip(self._sheet.pictures, self._images)):
+                    change(picture(place, row), view, row, config, images[row])
+                if self._flow is not None:
+                    for axis in range(2):
+                        floats = codes(axis, row).astype(np.float32)
+                        self._flow[row, :, :, axis] = resize(floats, self._source.size_px, config)
+
+        return [pool.submit(fill, first) for first in range(threads)]
+
+    def tensors(self, device: torch.device) -> tuple[list[Tensor], Tensor | None]:
+        """The pictures of each view and the flow, as `ClipSource.batch` takes them, once the tasks are done."""
+        images = [torch.from_numpy(each).to(device) for each in self._images]
+        return images, None if self._flow is None else torch.from_numpy(self._flow).to(device)
+
+
 def cut(picture: np.ndarray, view: PictureView, row: int) -> np.ndarray:
     """The part of a stored picture `(h, w, ...)` that a row of a view shows: no copy."""
     if view.crop is None:
@@ -131,11 +158,6 @@ def change(picture: np.ndarray, view: PictureView, row: int, config: ImageConfig
         changed = part.reference(changed, {name: value[row] for name, value in parameters.items()})
     if changed is not target:
         target[...] = changed
-
-
-def resize_codes(codes: np.ndarray, source: ClipSource) -> np.ndarray:
-    """`(S, S)` float32 of the codes `(h, w)` uint8 of one direction of the flow."""
-    return resize(codes.astype(np.float32), source.size_px, source.request.data.image)
 
 
 def resize(picture: np.ndarray, size_px: int, config: ImageConfig, target: np.ndarray | None = None) -> np.ndarray:
