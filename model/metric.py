@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from configs.schema import ComponentConfig
-from model.pixels import Pixels
+from model.pixel_sets import Pixels
 from model.protocol import STEPS, Maps, Protocol, TruthMaps
 from model.rows import Rows
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from configs.schema import ComponentConfig
-from model.pixels import Pixels
+from model.pixel_sets import Pixels
 from model.resize import Mode, resize
 from pipeline.batch import Truth
 

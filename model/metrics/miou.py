@@ -8,7 +8,7 @@ from torch import Tensor
 
 from configs.schema import ComponentConfig
 from model.metric import Metric, met_thresholds, sums_met
-from model.pixels import Pixels
+from model.pixel_sets import Pixels
 from model.protocol import STEPS, Maps, Protocol, TruthMaps
 
 _BETA_SQUARE = 0.3

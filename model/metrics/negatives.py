@@ -7,7 +7,7 @@ from torch import Tensor
 
 from configs.schema import ComponentConfig
 from model.metric import THRESHOLDS, Metric, area_under
-from model.pixels import Pixels
+from model.pixel_sets import Pixels
 from model.protocol import Maps, Protocol, TruthMaps
 
 

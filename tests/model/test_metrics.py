@@ -9,7 +9,7 @@ from configs.resolve import names, resolve
 from model.metric import Metric, half_area_ceiling, met_thresholds, success_scores, sum_met, sums_met
 from model.metrics.ciou_sweep import CiouSweep
 from model.metrics.detection import average_precision, f1_scores
-from model.pixels import Pixels
+from model.pixel_sets import Pixels
 from model.protocol import centred_gaussian, random_maps
 from pipeline.batch import Truth
 from tests.model.golden_metrics import case, extended_case, frames_case, golden, read_json, vggss_boxes

@@ -8,7 +8,7 @@ from torch.nn.functional import interpolate
 from configs.errors import UserError
 from configs.resolve import names, resolve
 from model.metric import consensus_iou, success_scores
-from model.pixels import Pixels
+from model.pixel_sets import Pixels
 from model.protocol import Maps, Protocol, SetFacts, full_range, random_maps
 from pipeline.batch import Truth
 from tests.model.golden_metrics import FOLDER, case, checksum, golden, read_json

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.pixels import Pixels
+from model.pixel_sets import Pixels
 
 
 @pytest.mark.parametrize("side", [1, 7, 8, 56, 224])
