@@ -173,9 +173,9 @@ def test_a_kept_file_that_was_cut_out_of_another_is_whole(tmp_path: Path, start_
     times_s = [0.0, 0.5]
     with KeptFile() as kept:
         read_sound(part, kept=kept)
-        assert read_pictures(part, times_s, 96, 90, flow="signed", kept=kept) == read_pictures(
-            part, times_s, 96, 90, flow="signed"
-        )
+        found = read_pictures(part, times_s, 96, 90, flow="signed", kept=kept)
+    # As texts, because their motion is NaN, which equals nothing.
+    assert repr(found) == repr(read_pictures(part, times_s, 96, 90, flow="signed"))
 
 
 def test_a_kept_file_is_not_taken_for_another(tmp_path: Path):
