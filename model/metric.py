@@ -126,11 +126,14 @@ def sums_met(met: Tensor, count: int, truth: TruthMaps) -> tuple[Tensor, Tensor,
 
 
 _KINDS_APART = 64
-"""Between the codes of pixels that are not covered, covered and agreed on: in a byte, one count is all there is."""
+"""With fewer thresholds, a byte holds both how many a pixel reaches and whether it is covered or agreed on."""
 
 
 def _sums_at_once(met: Tensor, count: int, truth: TruthMaps) -> tuple[Tensor, Tensor, Tensor]:
-    """`(B, count)` int64 three times: how many pixels reach each threshold, of all, the covered and the agreed."""
+    """`(B, count)` int64 three times: how many pixels reach each threshold, of all, the covered and the agreed.
+
+    One histogram a clip counts all three, of bytes if they hold enough, which takes three quarters of the time.
+    """
     covered = truth.covered.flatten(1).numpy().view(np.uint8)
     agreed = covered if truth.agreed is None else truth.agreed.flatten(1).numpy().view(np.uint8)
     levels = []
@@ -141,9 +144,8 @@ def _sums_at_once(met: Tensor, count: int, truth: TruthMaps) -> tuple[Tensor, Te
             kind += line
             levels.append(_histogram(kind, None).reshape(-1, _KINDS_APART)[:3])
         else:
-            both = cv2.calcHist([kind[None], line[None]], [0, 1], None, [3, 256], [0, 3, 0, 256])
-            levels.append(both.astype(np.int64))
-    kinds = np.array(levels, np.int64).reshape(len(met), 3, -1)
+            levels.append(cv2.calcHist([kind[None], line[None]], [0, 1], None, [3, 256], [0, 3, 0, 256]))
+    kinds = np.array(levels, np.int64).reshape(-1, 3, _KINDS_APART if count < _KINDS_APART else 256)
     reached = torch.from_numpy(kinds).flip(2).cumsum(2).flip(2)[:, :, 1 : count + 1]
     whole = reached[:, 2]
     inside = whole + reached[:, 1]

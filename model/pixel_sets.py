@@ -10,8 +10,8 @@ from torch import Tensor
 class Pixels:
     """A set of pixels in each of B pictures, from a mask `(B, S, S)` bool, which must not change any more.
 
-    A CPU packs the mask into a bit a pixel, once: what two sets share is then counted in a fraction of the time. A GPU
-    counts the mask itself.
+    A CPU packs the mask into a bit a pixel when first asked: what sets share is then counted in a fraction of the time.
+    A GPU counts the mask itself.
     """
 
     def __init__(self, mask: Tensor) -> None:

@@ -3,10 +3,10 @@
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import cv2
 import numpy as np
@@ -93,9 +93,8 @@ class Maps:
         """`(B,)` twice: the least and the largest value of `resized`."""
         if self.resized.device.type != "cpu":
             return self.resized.amin((1, 2)), self.resized.amax((1, 2))
-        if self._protocol.half_area:  # it parts the halves anyway
-            halves = (self._halves[number] for number in range(len(self.resized)))
-            both = [(each.least, each.largest) for each in halves]
+        if "_halves" in self.__dict__:  # which know them
+            both = [(each.least, each.largest) for each in self._halves]
         else:
             # Line by line, so that the second pass finds it in the cache.
             both = [(line.min(), line.max()) for line in self.resized.flatten(1).numpy()]
@@ -117,8 +116,8 @@ class Maps:
         return self.scaled.flatten(1).sort(dim=1).values
 
     @cached_property
-    def _halves(self) -> "_Halves":
-        return _Halves(self.resized.flatten(1).numpy())
+    def _halves(self) -> "_EachHalved":
+        return _EachHalved(self.resized.flatten(1).numpy())
 
     def above(self, threshold: Tensor, *, strict: bool) -> Tensor:
         """`(B, S, S)` bool: where `scaled` is above a threshold `(B,)`, or not below it."""
@@ -126,13 +125,14 @@ class Maps:
 
     def ranked(self, place: int | Tensor) -> Tensor:
         """`(B,)`: each clip's `scaled` value at a place, or its own place `(B,)`, of the ascending order from 0."""
-        places = torch.as_tensor(place).expand(len(self.scaled))
-        if self.scaled.device.type != "cpu":
-            return self._sorted.gather(1, places.to(self.scaled.device)[:, None])[:, 0]
+        places = torch.as_tensor(place).expand(len(self.resized))
+        if self.resized.device.type != "cpu":
+            return self._sorted.gather(1, places.to(self.resized.device)[:, None])[:, 0]
         if self._by_sigmoid:
             lines = zip(self.scaled.flatten(1).numpy(), places.tolist(), strict=True)
             return torch.from_numpy(np.array([np.partition(line, at)[at] for line, at in lines], np.float32))
-        return self._scale_of([self._halves.around(*each, after=True)[:1] for each in enumerate(places.tolist())])[:, 0]
+        own = [halves.around(at, after=True)[0] for halves, at in zip(self._halves, places.tolist(), strict=True)]
+        return self._scale_of(np.array(own, np.float32)[:, None])[:, 0]
 
     def beyond(self, place: int | Tensor, *, strict: bool) -> Tensor:
         """`(B, S, S)` bool: where `scaled` is above what `ranked` gives for the place, or not below it."""
@@ -140,12 +140,12 @@ class Maps:
             return self.above(self.ranked(place), strict=strict)
         # Normalisation keeps the order, so `resized` can be cut in place of `scaled`, which need not be made: unless it
         # rounds the first value on the other side of the cut to the same number.
-        above = np.greater if strict else np.greater_equal
-        found, around = np.empty(self.resized.shape, bool), []
+        compare = np.greater if strict else np.greater_equal
+        found, around = np.empty(self.resized.shape, bool), np.empty((len(self.resized), 2), np.float32)
         places = torch.as_tensor(place).expand(len(found)).tolist()
-        for number, (line, own) in enumerate(zip(self.resized.numpy(), found)):
-            around.append(self._halves.around(number, places[number], after=strict))
-            above(line, around[-1][0], out=own)
+        for line, halves, at, values, own in zip(self.resized.numpy(), self._halves, places, around, found):
+            values[:] = halves.around(at, after=strict)
+            compare(line, values[0], out=own)
         cut, other = self._scale_of(around).unbind(1)
         found = torch.from_numpy(found)
         if len(alike := torch.nonzero(cut == other)[:, 0]):
@@ -158,10 +158,9 @@ class Maps:
         """Whether `scaled` comes by a function whose last bit for one value may differ from that for many."""
         return self._protocol.normalisation == "bounds" and bool(np.isinf(self.bounds).any())
 
-    def _scale_of(self, values: Sequence[Sequence[np.float32]]) -> Tensor:
-        """`(B, k)`: what `scaled` has where `resized` has these values, k a clip."""
-        found = torch.from_numpy(np.array(values, np.float32).reshape(len(self.resized), 1, -1))
-        return self._with_range_of(slice(None), found).scaled[:, 0]
+    def _scale_of(self, values: np.ndarray) -> Tensor:
+        """`(B, k)`: what `scaled` has where `resized` has these values `(B, k)` float32."""
+        return self._with_range_of(slice(None), torch.from_numpy(values)[:, None]).scaled[:, 0]
 
     def _with_range_of(self, chosen: slice | Tensor, resized: Tensor) -> "Maps":
         """Values of the chosen clips, to be normalised as those are."""
@@ -173,18 +172,19 @@ class Maps:
     def top_mean(self, share: float) -> Tensor:
         """`(B,)` float64: mean of the given share of largest `absolute` values."""
         # The scale keeps the order: only what is averaged has to be put on it.
-        pixels = self.resized[0].numel()
+        pixels = self.resized.shape[1:].numel()
         count = int(pixels * share)
         if self.resized.device.type != "cpu":
             top = self.resized.flatten(1).topk(count, dim=1, sorted=False).values
             return self._to_absolute(top).mean(1, dtype=torch.float64)
         if self._protocol.half_area and count < pixels // 2:
-            tops = (self._halves.top(number, count) for number in range(len(self.resized)))
+            tops = (halves.top(count) for halves in self._halves)
         else:
             tops = (np.partition(line, pixels - count)[-count:] for line in self.resized.flatten(1).numpy())
-        # One by one, while they are in the cache. OpenCV adds up in float64.
-        sums = [cv2.sumElems(self._to_absolute(torch.from_numpy(top)[None]).numpy())[0] for top in tops]
-        return torch.tensor(sums, dtype=torch.float64) / count
+        # One by one, while they are in the cache.
+        scaled = (self._to_absolute(torch.from_numpy(top)[None]) for top in tops)
+        means = [each.mean(1, dtype=torch.float64) for each in scaled]
+        return torch.cat(means) if means else torch.zeros(0, dtype=torch.float64)
 
     def repeat(self, count: int) -> "Maps":
         """One map for `count` clips, without copies; it is normalised and cut once."""
@@ -223,14 +223,15 @@ class TruthMaps:
         """`(B, S, S)` float32 in [0, 1]."""
         return self.levels.float() / STEPS
 
-    @cached_property
+    @property
     def covered_px(self) -> Tensor:
         """`(B,)` int64: covered pixels."""
         return self._covered.count
 
     @property
     def agreed_px(self) -> Tensor:
-        """`(B,)` int64: pixels whose weight is 1, if no fractions occur."""
+        """`(B,)` int64: pixels whose weight is 1. Only where no fractions occur."""
+        assert self.fractions is None
         return self.covered_px if self._agreed is None else self._agreed.count
 
     @cached_property
@@ -391,7 +392,7 @@ class Protocol(ABC):
         if self.config.truth == "first":
             boxes = [each[:1] for each in boxes]
         owner = np.repeat(np.arange(len(truths)), [len(each) for each in boxes])
-        given = np.concatenate(boxes)[:, :4]
+        given = np.concatenate([np.zeros((0, 4)), *(each[:, :4] for each in boxes)])
         # A corner that was given in pixels of 224 and stored as a fraction is that pixel again, and not the one before.
         drawn = (np.clip(given, 0, 1) * self.size_px + 1e-9).astype(np.int64)
         odd = ((given < -1) | (given > 2)).any(1)
@@ -515,60 +516,56 @@ def _nearest(length: int, size: int) -> np.ndarray:
     return interpolate(line, size, mode="nearest-exact")[0, 0].long().numpy()
 
 
-class _Parted(NamedTuple):
-    """A clip's values, parted by the one in the middle. What lies below or above it is in no order."""
+class _Halved:
+    """The values of one map, parted by the one in the middle: below and above it they are in no order.
 
-    below: np.ndarray
-    middle: np.float32
-    above: np.ndarray
-    least: np.float32
-    largest: np.float32
-
-
-class _Halves:
-    """The values of each clip's map in two halves, on a CPU.
-
-    They are parted clip by clip, when first asked for: what is asked next then finds them in the cache.
+    What is asked changes nothing, so that no answer depends on what was asked before.
     """
 
-    def __init__(self, lines: np.ndarray) -> None:
-        """Lines: `(B, P)` float32, P at least 3; they stay as they are."""
-        self._lines = lines
-        self._half = lines.shape[1] // 2
-        self._parted: dict[int, _Parted] = {}
+    def __init__(self, line: np.ndarray) -> None:
+        """Line: `(P,)` float32, P at least 3."""
+        self._half = len(line) // 2
+        # numpy selects with vector instructions, far faster than torch sorts on a CPU.
+        parted = np.partition(line, self._half)
+        self._below, self._middle, self._above = parted[: self._half], parted[self._half], parted[self._half + 1 :]
+        self.least, self.largest = self._below.min(), self._above.max()
 
-    def __getitem__(self, number: int) -> _Parted:
-        if number not in self._parted:
-            # numpy selects with vector instructions, far faster than torch sorts on a CPU.
-            line = np.partition(self._lines[number], self._half)
-            below, above = line[: self._half], line[self._half + 1 :]
-            self._parted[number] = _Parted(below, np.float32(line[self._half]), above, below.min(), above.max())
-        return self._parted[number]
-
-    def around(self, number: int, place: int, *, after: bool) -> tuple[np.float32, np.float32]:
+    def around(self, place: int, *, after: bool) -> tuple[np.float32, np.float32]:
         """The value at a place of the ascending order from 0, and the one after it or before it; at the ends the own
         value stands for that.
         """
-        parted = self[number]
         if place == self._half - 1 and after:
-            return parted.below.max(), parted.middle
+            return self._below.max(), self._middle
         if place == self._half + 1 and not after:
-            return parted.above.min(), parted.middle
+            return self._above.min(), self._middle
         if place == self._half:
-            own, rest = parted.middle, parted.above if after else parted.below
+            own, rest = self._middle, self._above if after else self._below
         else:
-            half, at = (parted.below, place) if place < self._half else (parted.above, place - self._half - 1)
-            half.partition(at)
+            half, at = (self._below, place) if place < self._half else (self._above, place - self._half - 1)
+            half = np.partition(half, at)
             own, rest = half[at], half[at + 1 :] if after else half[:at]
         if not len(rest):
             return own, own
         return own, rest.min() if after else rest.max()
 
-    def top(self, number: int, count: int) -> np.ndarray:
+    def top(self, count: int) -> np.ndarray:
         """`(count,)`: the largest values, fewer than half of all, in no order."""
-        above = self[number].above
-        above.partition(len(above) - count)
-        return above[-count:]
+        return np.partition(self._above, len(self._above) - count)[-count:]
+
+
+class _EachHalved:
+    """The maps of a batch, each halved when its turn first comes: what is then asked of it finds it in the cache."""
+
+    def __init__(self, lines: np.ndarray) -> None:
+        """Lines: `(B, P)` float32; they stay as they are."""
+        self._lines = lines
+        self._halved: list[_Halved] = []
+
+    def __iter__(self) -> Iterator[_Halved]:
+        for number, line in enumerate(self._lines):
+            if number == len(self._halved):
+                self._halved.append(_Halved(line))
+            yield self._halved[number]
 
 
 def _compare(maps: Tensor, bound: Tensor, compare: np.ufunc) -> Tensor:

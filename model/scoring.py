@@ -628,7 +628,7 @@ def _truths(names: Sequence[str], positions: Sequence[int], truth: Sequence[Trut
 
 
 def _check_finite(names: Sequence[str], maps: Tensor, source: str) -> None:
-    # Both extremes are NaN where one value is; to look for them takes a tenth of looking at each value.
+    # Both extremes are NaN where one value is. To look for them takes a tenth of looking at each value of a large map.
     finite = (maps.amin((1, 2)).isfinite() & maps.amax((1, 2)).isfinite()).tolist()
     if not all(finite):
         broken = [name for name, good in zip(names, finite, strict=True) if not good]

@@ -280,6 +280,9 @@ def test_thresholds_are_met_exactly_also_at_their_own_values_and_outside():
         assert torch.equal(sum_met(met, len(cuts)), reached.sum(2))
         for weights in (scores.flatten(1) > 0.3, (100 * scores.flatten(1).clip(-1, 2)).short()):
             assert torch.equal(sum_met(met, len(cuts), weights), (reached * weights[:, None]).sum(2))
+        for few in range(1, 10):  # the last pixels fill no word of eight
+            last = scores[:1, :, : len(at)].flatten()[-few:][None, None]
+            assert torch.equal(met_thresholds(last, cuts).long(), torch.bucketize(last.flatten(1), cuts, right=True))
 
 
 @pytest.mark.parametrize("kind", ["union", "consensus", "soft"])
@@ -315,9 +318,17 @@ def test_sums_over_drawn_truths_equal_those_over_their_weights(kind: str):
         assert torch.equal(sums[0], reached.sum(2).long())
         assert torch.equal(sums[1], (reached * covered[:, None]).sum(2).long())
         assert torch.equal(sums[2], (reached * weights[:, None]).sum(2))
+        part = slice(1, 5)
+        for all_, some in zip(sums, sums_met(met_thresholds(maps.scaled[part], cuts), len(cuts), truth.part(part))):
+            assert torch.equal(all_[part], some)
     best = weights.sort(dim=1, descending=True).values[:, : 224 * 224 // 2]
     wanted = best.sum(1) / (truth.area + (best == 0).sum(1))
     torch.testing.assert_close(half_area_ceiling(truth), wanted, rtol=1e-12, atol=0)
+    some = truth.part(part)
+    for all_, own in zip(truth.inside_and_hit(found), some.inside_and_hit(found.part(part))):
+        assert torch.equal(all_[part], own)
+    assert torch.equal(half_area_ceiling(truth)[part], half_area_ceiling(some))
+    assert torch.equal(truth.area[part], some.area) and torch.equal(truth.covered_px[part], some.covered_px)
 
 
 def test_negatives_by_hand():

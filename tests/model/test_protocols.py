@@ -7,7 +7,7 @@ from torch.nn.functional import interpolate
 
 from configs.errors import UserError
 from configs.resolve import names, resolve
-from model.metric import consensus_iou, success_scores
+from model.metric import consensus_iou, half_area_ceiling, met_thresholds, success_scores, sums_met
 from model.pixel_sets import Pixels
 from model.protocol import Maps, Protocol, SetFacts, full_range, random_maps
 from pipeline.batch import Truth
@@ -131,6 +131,32 @@ def test_places_of_the_order_are_those_of_the_sorted_map(name: str, bounds: tupl
     for share in (0.25, 0.75):
         top = maps.absolute.flatten(1).sort(dim=1).values[:, -int(pixels * share) :]
         torch.testing.assert_close(maps.top_mean(share), top.mean(1, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["slavc_rel", "slavc_abs"])
+def test_the_mean_of_the_top_depends_on_nothing_else(name: str):
+    # Over so many magnitudes the last bit of a sum depends on the order in which it is added up.
+    rule = protocol(name)
+    native = random_maps([str(number) for number in range(24)], 224, 224) ** 60
+    first = rule.prepare(native).top_mean(0.25)
+    maps = rule.prepare(native)
+    _ = maps.foreground, maps.extremes, maps.ranked(40000), maps.beyond(45000, strict=True)
+    assert torch.equal(maps.top_mean(0.25), first) and torch.equal(maps.top_mean(0.25), first)
+    alone = [rule.prepare(native[number : number + 1].clone()).top_mean(0.25) for number in range(len(native))]
+    assert torch.equal(torch.cat(alone), first)
+
+
+@pytest.mark.parametrize("name", names("model.protocols"))
+def test_no_map_has_no_score(name: str):
+    rule = protocol(name)
+    rule = rule.at(np.array([0.5])) if rule.calibrated else rule
+    maps, truth = rule.prepare(torch.zeros(0, 7, 7)), rule.rasterise([])
+    assert maps.foreground.shape == maps.best.shape == (0, 224, 224)
+    assert maps.ranked(5).shape == maps.top_mean(0.25).shape == (0,)
+    assert consensus_iou(maps.foreground, truth).shape == half_area_ceiling(truth).shape == (0,)
+    for count in (20, 255):
+        met = met_thresholds(maps.resized, torch.linspace(0, 1, count))
+        assert [each.shape for each in sums_met(met, count, truth)] == [(0, count)] * 3
 
 
 @pytest.mark.parametrize("name", [name for name in names("model.protocols") if name != "vssl"])
