@@ -11,8 +11,9 @@ from torch import Tensor
 
 from configs.schema import ComponentConfig
 from model.pixel_sets import Pixels
-from model.protocol import STEPS, Maps, Protocol, TruthMaps
+from model.protocol import Maps, Protocol
 from model.rows import Rows
+from model.truth_maps import STEPS, TruthMaps
 
 THRESHOLDS = np.array([0.05 * step for step in range(21)])
 """0, 0.05 .. 1, the float products of the released evaluators (0.15000000000000002, ...)."""
@@ -175,7 +176,7 @@ def half_area_ceiling(truth: TruthMaps) -> Tensor:
 
     It takes the pixels of most weight; for a binary truth of area share a this is min(a, .5) / max(a, .5).
     """
-    pixels = truth.covered[0].numel()
+    pixels = truth.covered.shape[1:].numel()
     half = pixels - pixels // 2
     if truth.fractions is None:
         whole = truth.agreed_px

@@ -5,23 +5,19 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-import cv2
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from configs.schema import ComponentConfig
-from model.pixel_sets import Pixels
 from model.resize import Mode, resize
+from model.truth_maps import TruthMaps, draw
 from pipeline.batch import Truth
 
-STEPS = 256
-"""Truth is drawn in steps of 1/256, so that sums over pixels are exact in any order."""
 CENTRE_SIGMA = 50 / 224
 """Width of the centred Gaussian as a share of the map's side."""
 
@@ -194,97 +190,6 @@ class Maps:
         return many
 
 
-@dataclass(frozen=True)
-class TruthMaps:
-    """The truth of B clips as a protocol draws it.
-
-    covered: `(B, S, S)` bool: where anybody says that the sound is. agreed: `(B, S, S)` bool: where the weight is 1, if
-    elsewhere in `covered` it is a half, as in a consensus of boxes. fractions: `(B, S, S)` int16, 0 to 256: the weight
-    in steps of 1/256, if other fractions occur. Neither: it is 1 on every covered pixel. clips: as stored.
-    odd_boxes, flat_boxes: `(B,)` how many boxes have a coordinate more than a picture away from it, or cover no pixel.
-    """
-
-    covered: Tensor
-    agreed: Tensor | None
-    fractions: Tensor | None
-    clips: Sequence[Truth]
-    odd_boxes: np.ndarray
-    flat_boxes: np.ndarray
-
-    @cached_property
-    def levels(self) -> Tensor:
-        """`(B, S, S)` int16: the weight, in steps of 1/256."""
-        if self.fractions is not None:
-            return self.fractions
-        return _levels(self.covered, self.covered if self.agreed is None else self.agreed)
-
-    @cached_property
-    def weights(self) -> Tensor:
-        """`(B, S, S)` float32 in [0, 1]."""
-        return self.levels.float() / STEPS
-
-    @property
-    def covered_px(self) -> Tensor:
-        """`(B,)` int64: covered pixels."""
-        return self._covered.count
-
-    @property
-    def agreed_px(self) -> Tensor:
-        """`(B,)` int64: pixels whose weight is 1. Only where no fractions occur."""
-        assert self.fractions is None
-        return self.covered_px if self._agreed is None else self._agreed.count
-
-    @cached_property
-    def area(self) -> Tensor:
-        """`(B,)` float64: sum of the weights, in pixels."""
-        if self.fractions is not None:
-            return _total(self.fractions) / STEPS
-        return self._weighed(self.covered_px, self.agreed_px)
-
-    def hit(self, found: Pixels) -> Tensor:
-        """`(B,)` float64: sum of the weights under a foreground, in pixels."""
-        if self.fractions is not None:
-            return _total(self.fractions, found.mask) / STEPS
-        return self.inside_and_hit(found)[1]
-
-    def inside(self, found: Pixels) -> Tensor:
-        """`(B,)` int64: how many covered pixels are under a foreground."""
-        return found.shared(self._covered)
-
-    def inside_and_hit(self, found: Pixels) -> tuple[Tensor, Tensor]:
-        """`(B,)` twice: `inside` and `hit`."""
-        inside = self.inside(found)
-        if self.fractions is not None:
-            return inside, self.hit(found)
-        return inside, self._weighed(inside, inside if self._agreed is None else found.shared(self._agreed))
-
-    @cached_property
-    def _covered(self) -> Pixels:
-        return Pixels(self.covered)
-
-    @cached_property
-    def _agreed(self) -> Pixels | None:
-        return None if self.agreed is None else Pixels(self.agreed)
-
-    @staticmethod
-    def _weighed(covered_px: Tensor, agreed_px: Tensor) -> Tensor:
-        return (covered_px + agreed_px).double() / 2
-
-    def part(self, chosen: slice) -> "TruthMaps":
-        """The truth of some of the clips."""
-        some = TruthMaps(
-            self.covered[chosen],
-            None if self.agreed is None else self.agreed[chosen],
-            None if self.fractions is None else self.fractions[chosen],
-            self.clips[chosen],
-            self.odd_boxes[chosen],
-            self.flat_boxes[chosen],
-        )
-        agreed = None if self._agreed is None else self._agreed.part(chosen)
-        some.__dict__.update(area=self.area[chosen], _covered=self._covered.part(chosen), _agreed=agreed)
-        return some
-
-
 class ProtocolConfig(ComponentConfig):
     """Base of every protocol's `Config`. What the protocol fixes is no option: another rule is another protocol."""
 
@@ -382,64 +287,12 @@ class Protocol(ABC):
         return self.config.truth, self.size_px
 
     def rasterise(self, truths: Sequence[Truth], device: torch.device | str = "cpu") -> TruthMaps:
-        """The truth of B clips, drawn; a clip without any (a negative sound) has an empty one.
-
-        A box is clipped to the picture and its corners times `size_px` truncated, as the released evaluators of the
-        EZ-VSL family do. A mask is resized to the nearest pixel; 255 is weight 1.
-        """
-        shape = (len(truths), self.size_px, self.size_px)
-        boxes = [truth.boxes if truth.boxes is not None else np.zeros((0, 5)) for truth in truths]
+        """The truth of B clips, drawn as `model.truth_maps.draw` says, by the config's `truth`."""
+        boxes = [np.zeros((0, 5)) if truth.boxes is None else truth.boxes for truth in truths]
         if self.config.truth == "first":
             boxes = [each[:1] for each in boxes]
-        owner = np.repeat(np.arange(len(truths)), [len(each) for each in boxes])
-        given = np.concatenate([np.zeros((0, 4)), *(each[:, :4] for each in boxes)])
-        # A corner that was given in pixels of 224 and stored as a fraction is that pixel again, and not the one before.
-        drawn = (np.clip(given, 0, 1) * self.size_px + 1e-9).astype(np.int64)
-        odd = ((given < -1) | (given > 2)).any(1)
-        flat = (drawn[:, 2:] <= drawn[:, :2]).any(1)
         by_votes = [truth.boxes is not None and self._by_consensus(truth) for truth in truths]
-        covered, agreed = np.zeros(shape, bool), np.zeros(shape, bool) if any(by_votes) else None
-        before = -1
-        for place, (x0, y0, x1, y1) in zip(owner.tolist(), drawn.tolist(), strict=True):
-            inside = covered[place, y0:y1, x0:x1]
-            if agreed is not None:
-                # Half a point a box, at most 1: whole where there was a box before, or where one alone is enough.
-                if not by_votes[place]:
-                    agreed[place, y0:y1, x0:x1] = True
-                elif place == before:
-                    agreed[place, y0:y1, x0:x1] |= inside
-            inside[:] = True
-            before = place
-        soft: dict[int, np.ndarray] = {}
-        for place, truth in enumerate(truths):
-            if truth.boxes is None and truth.mask is not None:
-                mask = self._fitted(truth.mask)
-                np.greater(mask, 0, out=covered[place])
-                if np.count_nonzero(mask == 255) != np.count_nonzero(mask):
-                    soft[place] = mask
-                elif agreed is not None:
-                    agreed[place] = covered[place]
-        fractions = None
-        if soft:
-            fractions = _levels(torch.from_numpy(covered), torch.from_numpy(covered if agreed is None else agreed))
-            for place, mask in soft.items():
-                # The nearest step of 1/256 to a share of 255.
-                np.add(mask, mask > 127, out=fractions[place].numpy(), dtype=np.int16)
-        return TruthMaps(
-            torch.from_numpy(covered).to(device),
-            None if agreed is None or soft else torch.from_numpy(agreed).to(device),
-            None if fractions is None else fractions.to(device),
-            truths,
-            np.bincount(owner, weights=odd, minlength=len(truths)).astype(np.float64),
-            np.bincount(owner, weights=flat, minlength=len(truths)).astype(np.float64),
-        )
-
-    def _fitted(self, mask: np.ndarray) -> np.ndarray:
-        """A mask at the size of the maps: of the nearest pixels."""
-        if mask.shape == (self.size_px, self.size_px):
-            return mask
-        lines, columns = (_nearest(length, self.size_px) for length in mask.shape)
-        return mask[lines[:, None], columns]
+        return draw(truths, boxes, by_votes, self.size_px, device)
 
     def _by_consensus(self, truth: Truth) -> bool:
         if self.config.truth != "auto":
@@ -494,26 +347,6 @@ def full_range(maps: Maps) -> Tensor:
     if maps.negated:  # 1 - ((-x) - (-high)) / (high - low), rounded as if written so
         return (torch.where(varies, high, 0) - maps.resized).div_(span).neg_().add_(1)
     return (maps.resized - torch.where(varies, low, 0)).div_(span)
-
-
-def _levels(covered: Tensor, agreed: Tensor) -> Tensor:
-    """`(B, S, S)` int16: a half of `STEPS` where a pixel is covered, all of them where its weight is 1."""
-    return covered.short().add_(agreed).mul_(STEPS // 2)
-
-
-def _total(levels: Tensor, mask: Tensor | None = None) -> Tensor:
-    """`(B,)` float64: the sum of levels `(B, S, S)` int16, of those in the mask `(B, S, S)` bool alone."""
-    if levels.device.type != "cpu":
-        return (levels if mask is None else levels * mask).sum((1, 2), dtype=torch.int64).double()
-    each = levels.numpy() if mask is None else (line * own for line, own in zip(levels.numpy(), mask.numpy()))
-    return torch.tensor([cv2.sumElems(line)[0] for line in each], dtype=torch.float64)
-
-
-@cache
-def _nearest(length: int, size: int) -> np.ndarray:
-    """`(size,)` int64: the pixel of a line of so many that lies nearest to each of `size` ones."""
-    line = torch.arange(length, dtype=torch.float32)[None, None]
-    return interpolate(line, size, mode="nearest-exact")[0, 0].long().numpy()
 
 
 class _Halved:

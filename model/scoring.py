@@ -19,9 +19,10 @@ from configs.resolve import resolve
 from configs.schema import ComponentConfig, EvaluateConfig, component_config
 from model.base import Localization
 from model.metric import Metric
-from model.protocol import Maps, Protocol, SetFacts, Source, TruthMaps, centred_gaussian, random_maps
+from model.protocol import Maps, Protocol, SetFacts, Source, centred_gaussian, random_maps
 from model.refinement import Localize, Mixtures, Refinement
 from model.rows import Rows, gather_rows, join_rows, resamples, take_rows, units
+from model.truth_maps import TruthMaps
 from pipeline.batch import Batch, Truth
 
 FLOORS = ("centre", "ones", "random")

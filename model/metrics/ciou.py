@@ -7,7 +7,8 @@ from torch import Tensor
 
 from configs.schema import ComponentConfig
 from model.metric import Metric, consensus_iou, half_area_ceiling, success_curve, success_scores
-from model.protocol import Maps, Protocol, TruthMaps
+from model.protocol import Maps, Protocol
+from model.truth_maps import TruthMaps
 
 
 class Ciou(Metric):

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from configs.schema import ComponentConfig
 from model.metric import Metric, consensus_iou, success_scores
-from model.protocol import Maps, Protocol, TruthMaps
+from model.protocol import Maps, Protocol
+from model.truth_maps import TruthMaps
 
 
 class CiouAdaptive(Metric):
@@ -25,7 +26,7 @@ class CiouAdaptive(Metric):
     columns = ("ciou_adaptive",)
 
     def per_clip(self, maps: Maps, truth: TruthMaps, protocol: Protocol) -> dict[str, Tensor]:
-        pixels = truth.covered[0].numel()
+        pixels = truth.covered.shape[1:].numel()
         wanted = torch.where(truth.covered_px > 0, truth.covered_px, pixels // 2)
         foreground = maps.beyond(pixels - wanted, strict=True)
         return {"ciou_adaptive": consensus_iou(foreground, truth)}

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from configs.schema import ComponentConfig
 from model.metric import Metric, met_thresholds, success_scores, sums_met
-from model.protocol import STEPS, Maps, Protocol, TruthMaps
+from model.protocol import Maps, Protocol
+from model.truth_maps import STEPS, TruthMaps
 
 
 class CiouSweep(Metric):

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from configs.schema import ComponentConfig
 from model.metric import Metric, area_under, success_curve
-from model.protocol import Maps, Protocol, TruthMaps
+from model.protocol import Maps, Protocol
+from model.truth_maps import TruthMaps
 
 SIZES_PX = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 144**2), "huge": (144**2, np.inf)}
 """Sizes of the truth in pixels of the 224 x 224 picture, the upper bound not included."""

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from configs.schema import ComponentConfig
 from model.metric import Metric, group_least, success_scores
-from model.protocol import Maps, Protocol, TruthMaps
+from model.protocol import Maps, Protocol
+from model.truth_maps import TruthMaps
 
 
 class Interactive(Metric):

@@ -9,7 +9,8 @@ from torch import Tensor
 from configs.schema import ComponentConfig
 from model.metric import Metric, met_thresholds, sums_met
 from model.pixel_sets import Pixels
-from model.protocol import STEPS, Maps, Protocol, TruthMaps
+from model.protocol import Maps, Protocol
+from model.truth_maps import STEPS, TruthMaps
 
 _BETA_SQUARE = 0.3
 _CUTS = 255
@@ -32,7 +33,7 @@ class Miou(Metric):
 
     def per_clip(self, maps: Maps, truth: TruthMaps, protocol: Protocol) -> dict[str, Tensor]:
         found = Pixels(maps.foreground)
-        pixels = found.mask[0].numel()
+        pixels = found.mask.shape[1:].numel()
         hit, filled = truth.hit(found), found.count
         union = truth.area + filled - hit
         left_empty = (pixels - filled).double() / pixels

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from configs.schema import ComponentConfig
 from model.metric import Metric, area_under, group_mean, success_curve
-from model.protocol import Maps, Protocol, TruthMaps
+from model.protocol import Maps, Protocol
+from model.truth_maps import TruthMaps
 
 
 class MultiSource(Metric):

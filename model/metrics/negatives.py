@@ -8,7 +8,8 @@ from torch import Tensor
 from configs.schema import ComponentConfig
 from model.metric import THRESHOLDS, Metric, area_under
 from model.pixel_sets import Pixels
-from model.protocol import Maps, Protocol, TruthMaps
+from model.protocol import Maps, Protocol
+from model.truth_maps import TruthMaps
 
 
 class Negatives(Metric):
@@ -29,7 +30,7 @@ class Negatives(Metric):
 
     def per_clip(self, maps: Maps, truth: TruthMaps, protocol: Protocol) -> dict[str, Tensor]:
         lit = Pixels(maps.above(protocol.threshold(maps), strict=True)).count
-        return {"active": lit.double() / maps.scaled[0].numel()}
+        return {"active": lit.double() / maps.scaled.shape[1:].numel()}
 
     def reduce(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
         negative = rows["negative"] > 0

@@ -10,7 +10,8 @@ from torch import Tensor
 from configs.schema import ComponentConfig
 from model.metric import Metric
 from model.pixel_sets import Pixels
-from model.protocol import Maps, Protocol, TruthMaps
+from model.protocol import Maps, Protocol
+from model.truth_maps import TruthMaps
 
 
 class Quadrant(Metric):

@@ -9,8 +9,9 @@ from torch.nn.functional import normalize
 
 from configs.schema import ComponentConfig
 from model.metric import Metric
-from model.protocol import Maps, Protocol, TruthMaps
+from model.protocol import Maps, Protocol
 from model.rows import Rows
+from model.truth_maps import TruthMaps
 
 _RANKS = ("rank_i2a", "rank_a2i", "class_rank_i2a", "class_rank_a2i")
 
