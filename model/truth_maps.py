@@ -137,8 +137,8 @@ def draw(
         covered, agreed, fractions = (None if each is None else each.to(device) for each in drawn)
         assert covered is not None
     else:
-        given_there = (torch.from_numpy(each).to(device) for each in (corners, owner, np.array(by_votes, bool)))
-        covered, agreed = draw_boxes_at_once(*given_there, size_px)
+        there = [torch.from_numpy(each).to(device) for each in (corners, owner, np.array(by_votes, bool))]
+        covered, agreed = draw_boxes_at_once(there[0], there[1], there[2], size_px)
         agreed, fractions = agreed if any(by_votes) else None, None
     odd = ((given < -1) | (given > 2)).any(1)
     flat = (corners[:, 2:] <= corners[:, :2]).any(1)
