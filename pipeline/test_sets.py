@@ -56,7 +56,8 @@ def check_sets(store_path: Path | None, sets: Mapping[str, EvaluateSet]) -> None
                 shown = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
                 raise UserError(
                     f"set '{name}': {len(lacking)} of {len(found)} clip(s) have neither boxes nor a mask and cannot be "
-                    f"scored: {shown}. Pack the split with its annotations, or leave the set out of evaluate.sets"
+                    f"scored: {shown}. Pack the split with its annotations (a manifest's `negative` where nothing in "
+                    "the picture makes the sound), or leave the set out of evaluate.sets"
                 )
 
 

@@ -28,6 +28,7 @@ class _Line(BaseModel):
     label: str | None = None
     boxes: Any = None
     mask: str | None = None
+    negative: bool = Field(False, strict=True)
     flow_x: str | None = None
     flow_y: str | None = None
     group: str | None = None
@@ -37,8 +38,9 @@ class Manifest(Layout):
     """INPUT is a .jsonl file, or a folder with `manifest.jsonl`; paths in it are relative to its folder.
 
     Keys: clip_id; video, or image and audio; start_s, duration_s, annotated_s (seconds); split, label, group; boxes
-    (rows of x0, y0, x1, y1 and perhaps the annotator, fractions of the picture) or mask (a picture file); flow_x and
-    flow_y (grey pictures of ready optical flow in the published encoding). Other keys are kept in `Record.extra`.
+    (rows of x0, y0, x1, y1 and perhaps the annotator, fractions of the picture), mask (a picture file) or negative
+    (true: nothing in the picture makes the sound); flow_x and flow_y (grey pictures of ready optical flow in the
+    published encoding). Other keys are kept in `Record.extra`.
     """
 
     class Config(LayoutConfig):
@@ -71,7 +73,8 @@ class Manifest(Layout):
                     raise UserError(f"{where}: clip_id {clip.clip_id!r} stands in line {seen[clip.clip_id]} already")
                 seen[clip.clip_id] = number
                 for key in clip.extra:
-                    unknown[key] = unknown.get(key, 0) + 1
+                    if key not in _Line.model_fields:
+                        unknown[key] = unknown.get(key, 0) + 1
                 clips.append(clip)
         if not clips:
             raise UserError(f"{self.file} lists no clips")
@@ -107,12 +110,17 @@ class Manifest(Layout):
             raise UserError(f"{where}: has 'video' and 'image'; the picture can come from one of them only")
         if line.boxes is not None and line.mask is not None:
             raise UserError(f"{where}: has 'boxes' and 'mask'; the truth can be one of them only")
+        if line.negative and (line.boxes or line.mask is not None):
+            raise UserError(
+                f"{where}: 'negative' says that nothing in the picture sounds; remove it, or 'boxes' or 'mask'"
+            )
         if (line.flow_x is None) != (line.flow_y is None):
             raise UserError(f"{where}: 'flow_x' and 'flow_y' come together, but one is missing")
         paths = {
             key: None if (text := getattr(line, key)) is None else inside(self.root, text, f"{where}, {key}")
             for key in ("video", "image", "audio", "mask", "flow_x", "flow_y")
         }
+        boxes = [] if line.negative else line.boxes
         return SourceClip(
             clip_id=check_id(line.clip_id, where),
             split=line.split,
@@ -121,7 +129,7 @@ class Manifest(Layout):
             start_s=line.start_s,
             duration_s=line.duration_s,
             annotated_s=line.annotated_s,
-            boxes=None if line.boxes is None else parse_boxes(line.boxes, where),
-            extra=dict(line.model_extra or {}),
+            boxes=None if boxes is None else parse_boxes(boxes, where),
+            extra={**(line.model_extra or {}), **({"negative": True} if line.negative else {})},
             **paths,  # type: ignore[arg-type]
         )

@@ -67,6 +67,15 @@ def test_a_manifest_line_with_everything(tmp_path: Path):
     ]
 
 
+@pytest.mark.parametrize("more", [{}, {"boxes": []}])
+def test_a_manifest_line_of_a_negative_sound(tmp_path: Path, more: dict):
+    line = {"clip_id": "a+noise", "video": "a.mp4", "audio": "noise.wav", "negative": True, **more}
+    layout = manifest_of(tmp_path, line, {"clip_id": "b", "video": "b.mp4", "negative": False})
+    negative, other = layout.clips()
+    assert (negative.boxes, negative.extra) == ([], {"negative": True}) and not layout.notes
+    assert (other.boxes, other.extra) == (None, {})
+
+
 def test_a_manifest_is_named_by_file_or_folder(tmp_path: Path):
     by_folder = manifest_of(tmp_path, {"clip_id": "a", "video": "a.mp4"})
     (tmp_path / "other.jsonl").write_text((tmp_path / "manifest.jsonl").read_text())
@@ -115,6 +124,9 @@ def test_unknown_keys_are_kept_and_named_once(tmp_path: Path):
         ({"clip_id": "a", "video": "link/a.mp4"}, "leads out of"),
         ({"clip_id": "a", "video": "a.mp4", "flow_x": "x.jpg"}, "'flow_x' and 'flow_y' come together"),
         ({"clip_id": "a", "video": "a\0.mp4"}, "null character"),
+        ({"clip_id": "a", "video": "a.mp4", "negative": "no"}, r"line 2: negative: .*boolean \(found 'no'\)"),
+        ({"clip_id": "a", "video": "a.mp4", "negative": True, "boxes": [[0, 0, 1, 1]]}, "line 2: 'negative' says"),
+        ({"clip_id": "a", "video": "a.mp4", "negative": True, "mask": "m.png"}, "line 2: 'negative' says"),
     ],
 )
 def test_wrong_manifest_lines_are_named(tmp_path: Path, line: dict | str, message: str):
