@@ -4,7 +4,7 @@ import gzip
 import json
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import cv2
@@ -17,6 +17,7 @@ from pipeline.batch import Truth
 _KINDS = (".npy", ".png")
 _ID_KEYS = ("clip_id", "clip_ids", "ids", "file")
 _MAX_SIDE_PX = 4096
+_SSL_ALIGN_SIDE_PX = 224
 
 
 class ExternalMaps:
@@ -28,7 +29,7 @@ class ExternalMaps:
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises: UserError if there are no maps at `path`, or two of one clip."""
+        """Raises: UserError if there are no maps at `path`, two of one clip, or bounds that are no range."""
         self.path = path
         self.bounds = (0.0, 1.0)
         self._reach = (np.inf, -np.inf)
@@ -64,6 +65,8 @@ class ExternalMaps:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{path} is no npz file of plain arrays: {error}") from error
+        if "bounds" in arrays:
+            self.bounds = self._range(arrays.pop("bounds"))
         if "maps" not in arrays:
             return [(name, lambda value=value: value) for name, value in arrays.items()]
         key = next((name for name in _ID_KEYS if name in arrays), None)
@@ -75,9 +78,15 @@ class ExternalMaps:
                 f"`{key}` of {path} must name each map by a text; found {names.dtype} of shape {names.shape} beside "
                 f"maps of shape {maps.shape}"
             )
-        if arrays.get("bounds", maps[:0]).shape == (2,):
-            self.bounds = (float(arrays["bounds"][0]), float(arrays["bounds"][1]))
         return [(text, lambda row=row: maps[row]) for row, text in enumerate(names.astype(np.str_).tolist())]
+
+    def _range(self, bounds: np.ndarray) -> tuple[float, float]:
+        if bounds.shape != (2,) or bounds.dtype.kind not in "fiu" or not bounds[0] < bounds[1]:
+            raise UserError(
+                f"`bounds` of {self.path} must be two numbers, the smaller one first, between which all maps lie (also "
+                f"-inf and inf); found {bounds.tolist()}"
+            )
+        return float(bounds[0]), float(bounds[1])
 
     @staticmethod
     def _file_reader(file: Path) -> Callable[[], Any]:
@@ -174,9 +183,11 @@ def batches(maps: ExternalMaps, chosen: Mapping[str, str], size: int) -> Iterato
 def read_truth(path: Path) -> dict[str, Truth]:
     """Canonical clip id -> truth, of a JSON list or of JSON lines, also gzipped.
 
-    An entry is VGG-SS's `{"file", "class", "bbox"}` or a manifest's `{"clip_id", "label", "group", "boxes" or "mask"}`:
-    boxes are rows x0, y0, x1, y1 and perhaps the annotator, as fractions of the picture, a mask is the path of a grey
-    picture below the file's folder. Entries without truth are left out. Raises: UserError naming the entry.
+    An entry is VGG-SS's `{"file", "class", "bbox"}`, `{"image", "gt_box"}` of IS3 and VPO, or a manifest's
+    `{"clip_id", "label", "group", "boxes" or "mask" or "negative"}`: boxes are rows x0, y0, x1, y1 and perhaps the
+    annotator, as fractions of the picture, a mask is the path of a grey picture below the file's folder, and negative
+    says that nothing in the picture makes the sound. Entries without truth are left out.
+    Raises: UserError naming the entry.
     """
     try:
         data = path.read_bytes()
@@ -191,6 +202,8 @@ def read_truth(path: Path) -> dict[str, Truth]:
     for number, entry in enumerate(entries, 1):
         where = f"{path}, entry {number}"
         try:
+            if "gt_box" in entry:
+                entry = _as_manifest(entry, where)
             clip_id = normalise_id(entry["clip_id"] if "clip_id" in entry else entry["file"])
             truth = _truth(entry, path.parent, where)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -206,9 +219,31 @@ def read_truth(path: Path) -> dict[str, Truth]:
     return truths
 
 
+def negative_truth(label: str | None = None, group: str | None = None) -> Truth:
+    """The truth of a clip whose sound nothing in its picture makes, as stores give it."""
+    return Truth(boxes=np.zeros((0, 5)), label=label, group=group, extra={"negative": True})
+
+
+def _as_manifest(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """An entry as SSL-Align publishes them: one box in pixels of a picture of 224 squared; several share a picture."""
+    if isinstance(entry["gt_box"], str):
+        raise UserError(f"{where} names a mask of IS3 or VPO; name the list of boxes, or pack the masks into a store")
+    clip_id = PurePosixPath(entry["image"]).stem
+    box = [value / _SSL_ALIGN_SIDE_PX for value in entry["gt_box"]]
+    return {"clip_id": clip_id, "group": clip_id.rpartition("_")[0], "boxes": [box]}
+
+
 def _truth(entry: Mapping[str, Any], root: Path, where: str) -> Truth | None:
-    boxes, mask = entry.get("boxes", entry.get("bbox")), entry.get("mask")
+    boxes, mask, negative = entry.get("boxes", entry.get("bbox")), entry.get("mask"), entry.get("negative", False)
     shared = {"label": entry.get("label", entry.get("class")), "group": entry.get("group")}
+    if not isinstance(negative, bool):
+        raise UserError(f"{where}: negative is true or false, found {negative!r}")
+    if negative:
+        if boxes or mask is not None:
+            raise UserError(
+                f"{where}: negative says that nothing in the picture sounds; remove it, or the boxes or mask"
+            )
+        return negative_truth(**shared)
     if boxes is not None:
         rows = [[*map(float, row), *([0.0] if len(row) == 4 else [])] for row in boxes]
         if any(len(row) != 5 for row in rows):

@@ -49,6 +49,19 @@ def test_maps_outside_their_bounds_are_said(tmp_path: Path):
     assert not told.out_of_bounds()
 
 
+@pytest.mark.parametrize("bounds", [[1, 0], [1, 1], [np.nan, 1], [0, np.nan], [0, 1, 2], [], ["a", "b"]])
+def test_bounds_that_are_no_range_are_refused(tmp_path: Path, bounds: list):
+    np.savez(tmp_path / "m.npz", clip_id=np.array(["a"]), maps=MAP[None], bounds=np.array(bounds))
+    with pytest.raises(UserError, match=r"`bounds` of .*m\.npz must be two numbers, the smaller one first.*found \["):
+        ExternalMaps(tmp_path / "m.npz")
+
+
+def test_bounds_stand_beside_maps_by_name_too(tmp_path: Path):
+    np.savez(tmp_path / "m.npz", a=MAP, bounds=np.array([-1.0, 11]))
+    maps = ExternalMaps(tmp_path / "m.npz")
+    assert maps.bounds == (-1, 11) and maps.clip_ids == ["a"]
+
+
 def test_batches_hold_one_shape(tmp_path: Path):
     np.savez(tmp_path / "m.npz", **{name: np.ones((2, side)) for name, side in zip("abcde", (3, 3, 3, 4, 3))})
     maps = ExternalMaps(tmp_path / "m.npz")
@@ -112,13 +125,30 @@ def test_truth_is_read_as_published_and_from_manifests(tmp_path: Path):
     lines = [
         {"clip_id": "a.mp4", "boxes": [[0, 0, 0.5, 0.5, 2]], "group": "g"},
         {"clip_id": "b", "mask": "mask.png"},
-        {"clip_id": "c", "video": "c.mp4"},
+        {"clip_id": "c", "video": "c.mp4", "negative": False},
+        {"clip_id": "d", "negative": True, "label": "noise"},
+        {"clip_id": "e", "negative": True, "boxes": [], "group": "g"},
     ]
     (tmp_path / "manifest.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     found = read_truth(tmp_path / "manifest.jsonl")
-    assert set(found) == {"a.mp4", "b"} and found["a.mp4"].group == "g"
+    assert set(found) == {"a.mp4", "b", "d", "e"} and found["a.mp4"].group == "g"
     assert found["a.mp4"].boxes is not None and found["a.mp4"].boxes.tolist() == [[0, 0, 0.5, 0.5, 2]]
     assert np.array_equal(found["b"].mask, mask)  # type: ignore[arg-type]
+    assert found["a.mp4"].extra == found["b"].extra == {}
+    for name in "de":
+        nothing = found[name]
+        assert nothing.extra == {"negative": True} and nothing.boxes is not None and nothing.boxes.shape == (0, 5)
+    assert (found["d"].label, found["e"].group) == ("noise", "g")
+
+
+def test_truth_is_read_as_ssl_align_publishes_it(tmp_path: Path):
+    folder = "/mnt/is3/visual_frames"
+    rows = [{"image": f"{folder}/cat_dog_7_{name}.jpg", "audio": "x", "gt_box": [56, 0, 224, 112]} for name in "ab"]
+    (tmp_path / "bbox.json").write_text(json.dumps(rows))
+    found = read_truth(tmp_path / "bbox.json")
+    assert list(found) == ["cat_dog_7_a", "cat_dog_7_b"] and {truth.group for truth in found.values()} == {"cat_dog_7"}
+    assert found["cat_dog_7_a"].boxes is not None
+    assert found["cat_dog_7_a"].boxes.tolist() == [[0.25, 0, 1, 0.5, 0]]
 
 
 @pytest.mark.parametrize(
@@ -132,6 +162,14 @@ def test_truth_is_read_as_published_and_from_manifests(tmp_path: Path):
         ('[{"file": "a", "bbox": []}, {"file": "a", "bbox": []}]', "entry 2: clip a has truth already"),
         ('[{"file": "a", "mask": "../b.png"}]', "lies outside"),
         ('[{"file": "a", "mask": "b.png"}]', "no readable picture"),
+        (
+            '[{"file": "a", "negative": true, "bbox": [[0, 0, 1, 1]]}]',
+            "entry 1: negative says .* remove it, or the boxes",
+        ),
+        ('[{"file": "a", "negative": true, "mask": "b.png"}]', "entry 1: negative says"),
+        ('[{"file": "a", "negative": "yes"}]', "entry 1: negative is true or false, found 'yes'"),
+        ('[{"image": "a.jpg", "gt_box": "masks/a.png"}]', "entry 1 names a mask"),
+        ('[{"image": "a.jpg", "gt_box": [0, 0, 1]}]', "entry 1: a box is x0, y0, x1, y1"),
         ("[3]", "entry 1 lacks a key or holds another type"),
     ],
 )
