@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from itertools import accumulate
 
 from rich import box
 from rich.console import Console
@@ -30,21 +31,32 @@ def print_result(console: Console, name: str, result: SetResult) -> None:
 
 
 def _print_protocols(console: Console, name: str, tables: Sequence[ScoreTable]) -> None:
-    """The first table's scores under every protocol, with the blind centre's behind the first of them; then the first
-    of each protocol's own.
+    """The first table's scores under every protocol, as many as fit, with the blind centre's behind the first of them;
+    then the first of each protocol's own.
     """
     scores = list(tables[0].scores)
+    room = console.width - sum(_BESIDE_SCORES.values()) - max(len(label(table)) for table in tables) - 2
+    widths = list(accumulate(max(len(score), len("0.0000")) + 2 for score in scores))
+    fitting = max(1, sum(width <= room for width in widths))
+    left, scores = scores[fitting:], scores[:fitting]
     shown = Table(title=f"{name}: the same maps, read in other ways", box=box.SIMPLE_HEAD, pad_edge=False)
     shown.add_column("protocol", no_wrap=True)
     for heading in (scores[0], "blind centre", *scores[1:]):
         shown.add_column(heading, justify="right")
-    shown.add_column("its own first score")
+    shown.add_column("its own first score", no_wrap=True)
     for table in tables:
         blind = table.floors.get("centre", {}).get(scores[0])
         numbers = [table.scores.get(scores[0]), blind, *(table.scores.get(score) for score in scores[1:])]
-        own = next((f"{score} {value:.4f}" for score, value in table.scores.items() if score not in scores), "")
+        common = {*scores, *left}
+        own = next((f"{score} {value:.4f}" for score, value in table.scores.items() if score not in common), "")
         shown.add_row(label(table), *("" if number is None else f"{number:.4f}" for number in numbers), own)
     console.print(shown)
+    if left:
+        console.print(f"and, in the report: {', '.join(left)}", soft_wrap=True)
+
+
+_BESIDE_SCORES = {"blind centre": len("blind centre") + 2, "its own first score": 30}
+"""Characters that the other columns of a table over protocols take."""
 
 
 def _print_table(console: Console, name: str, table: ScoreTable) -> None:
