@@ -258,6 +258,7 @@ class EvaluateSet(Config):
     family: str = Field(default="", description="whose special rules hold: some protocols treat sets differently")
     metrics: named_parts("model.metrics") = {}  # type: ignore[valid-type]
     annotations: str | None = Field(default=None, description="bundled truth, for maps that come without a store")
+    negatives: str | None = Field(default=None, description="bundled list of clips with a negative sound, likewise")
 
 
 def _known_sets(value: Any) -> Any:
@@ -271,7 +272,9 @@ def _known_sets(value: Any) -> Any:
 class EvaluateConfig(Config):
     sets: Annotated[dict[str, EvaluateSet], BeforeValidator(_known_sets)] = {}
     protocol: named("model.protocols") = "ez_vsl"  # type: ignore[valid-type]
-    metrics: named_parts("model.metrics") = {"ciou": {}, "pointing": {}}  # type: ignore[valid-type]
+    metrics: named_parts("model.metrics") = Field(  # type: ignore[valid-type]
+        default={"ciou": {}, "pointing": {}}, description="what to score beside the protocol's usual metrics"
+    )
     refine: named_parts("model.refine") = Field(default={}, description="further maps to score, mixed from several")  # type: ignore[valid-type]
     batch_size: int = Field(default=64, ge=1)
     bootstrap: int = Field(default=1000, ge=0, description="resamples of the clips for the 95% interval")

@@ -536,25 +536,21 @@ def build_scorer(
     refinements: Iterable[Refinement] = (),
     floors: Floors | None = None,
 ) -> Scorer:
-    """The scorer that a config asks for.
+    """The scorer that a config asks for: with the protocol's usual metrics first, so that no table lacks what the
+    protocol's papers report, then the config's.
 
-    protocol: another one than the config's, with its usual metrics beside the config's. blind: score floors, ceiling
-    and intervals too; without them scoring costs least, as between epochs. Other arguments: see `Scorer`.
-    Raises: UserError without metrics.
+    protocol: another one than the config's. blind: score floors, ceiling and intervals too; without them scoring costs
+    least, as between epochs. Other arguments: see `Scorer`.
     """
     options: ComponentConfig = config.protocol
-    wanted = list(config.metrics)
     if protocol is not None and protocol != options.name:
         options = component_config("model.protocols", protocol, {"truth": config.protocol.truth})
-        wanted += resolve("model.protocols", protocol).usual_metrics
-    if not wanted:
-        raise UserError("evaluate.metrics is empty: name what to score, for example evaluate.metrics.ciou={}")
+    kind = resolve("model.protocols", options.name)
     metrics: dict[str, Metric] = {}
-    for name in wanted:
+    for name in (*kind.usual_metrics, *config.metrics):
         _add_metric(metrics, name, config.metrics)
-    rule = resolve("model.protocols", options.name)(options, facts)
     return Scorer(
-        rule,
+        kind(options, facts),
         metrics,
         refinements=refinements,
         bootstrap=config.bootstrap if blind else 0,
@@ -668,7 +664,7 @@ def _notes(rows: Rows) -> list[str]:
             notes.append(f"{int(rows[column].sum())} boxes of {len(clips)} clips {words}: {_some(clips)}.")
     empty = [str(name) for name in names[(rows["truth_area"] == 0) & ~negative]]
     if empty:
-        notes.append(f"{len(empty)} clips have a truth without a pixel and cannot be hit: {_some(empty)}.")
+        notes.append(f"{len(empty)} clips have a truth without a pixel, which no foreground hits: {_some(empty)}.")
     if negative.any():
         notes.append(f"{int(negative.sum())} clips have a sound that nothing in the picture makes.")
     return notes

@@ -115,11 +115,12 @@ def test_batch_size_and_loader_settings_do_not_move_a_score(run: Path, tmp_path:
 
 def test_overrides_add_metrics_and_sets_and_remove_them(run: Path, tmp_path: Path):
     out = tmp_path / "out"
-    words = ["evaluate.metrics.quadrant={rows: 1}", "evaluate.metrics.pointing=null", "evaluate.sets.train={}"]
-    assert evaluate.main([str(run), *words, "evaluate.sets.test=null", "--out", str(out)]) == 0
+    words = ["evaluate.metrics.quadrant={rows: 1}", "evaluate.metrics.miou={}", "evaluate.metrics.miou=null"]
+    words += ["evaluate.sets.train={}", "evaluate.sets.test=null"]
+    assert evaluate.main([str(run), *words, "--out", str(out)]) == 0
     assert list(scores(out)["sets"]) == ["train"]
     found = table(out, "train")
-    assert {"ciou_50", "auc", "mean_ciou", "quadrant"} <= set(found["scores"]) and "pointing" not in found["scores"]
+    assert {"ciou_50", "auc", "mean_ciou", "quadrant"} <= set(found["scores"]) and "miou" not in found["scores"]
     assert found["floors"]["ones"]["quadrant"] == pytest.approx(0.5)
     (leak,) = found["warnings"]
     assert leak.startswith("16 of 16 clips are in the training list; 16 come from a video of that list")

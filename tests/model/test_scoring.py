@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate
 
 from configs.errors import UserError
 from configs.load import check
+from configs.resolve import names, resolve
 from configs.schema import ComponentConfig, EvaluateConfig
 from model.base import Localization
 from model.metric import success_scores
@@ -138,7 +139,7 @@ def test_blind_maps_can_be_left_out(whole: ScoreTable):
     assert bare.floors == {} and bare.ceiling == {} and bare.intervals == {}
     assert bare.scores == {key: whole.scores[key] for key in bare.scores}
     facts = {"clip_id", "label", "group", "truth_area", "negative", "odd_boxes", "flat_boxes"}
-    assert set(bare.rows) == {*facts, "ciou"}
+    assert set(bare.rows) == {*facts, "ciou", "pointing"}
 
 
 def test_clips_with_empty_truth_are_counted_and_score_nothing():
@@ -376,7 +377,7 @@ def test_broken_boxes_are_counted_in_the_notes():
     assert table(scorer).notes == [
         "1 boxes of 1 clips have a coordinate far outside the picture; they are cut at its edge: clip 01.",
         "2 boxes of 2 clips cover no pixel: clip 01, clip 02.",
-        "1 clips have a truth without a pixel and cannot be hit: clip 02.",
+        "1 clips have a truth without a pixel, which no foreground hits: clip 02.",
     ]
 
 
@@ -482,17 +483,19 @@ def test_three_ranks_hold_the_rows_of_one(tmp_path: Path):
                         np.testing.assert_array_equal(found[key], column, err_msg=key)
 
 
-def test_no_metric_is_an_error():
-    with pytest.raises(UserError, match=r"evaluate\.metrics is empty"):
-        build_scorer(check(EvaluateConfig, {"metrics": {"ciou": None, "pointing": None}}, "test"))
-
-
 def test_a_metric_brings_those_that_it_needs():
     scorer = make(interactive={}, ciou={})
-    assert list(scorer.metrics) == ["ciou", "interactive"]
-    assert list(make(detection={}).metrics) == ["ciou", "detection"]
-    other = build_scorer(config_of(pointing={}), protocol="ssl_align")
-    assert list(other.metrics) == ["pointing", "ciou", "ciou_adaptive", "interactive", "interactive_adaptive"]
+    assert list(scorer.metrics) == ["ciou", "pointing", "interactive"]
+    assert list(make(ciou_sweep={}, detection={}).metrics) == ["ciou", "pointing", "ciou_sweep", "detection"]
+
+
+@pytest.mark.parametrize("protocol", names("model.protocols"))
+def test_a_protocol_scores_what_its_papers_report(protocol: str):
+    usual = resolve("model.protocols", protocol).usual_metrics
+    none: dict[str, None] = {"ciou": None, "pointing": None}
+    chosen = check(EvaluateConfig, {"protocol": protocol, "metrics": none}, "test")
+    beside = build_scorer(config_of(quadrant={}), protocol=protocol)
+    assert usual and set(usual) <= build_scorer(chosen).metrics.keys() and {*usual, "quadrant"} <= beside.metrics.keys()
 
 
 def test_retrieval_needs_embeddings_and_ranks_among_all_clips():
@@ -510,5 +513,12 @@ def test_retrieval_needs_embeddings_and_ranks_among_all_clips():
             scorer.add(batch.clip_id, batch.valid, found, batch.truth)
         wanted = wanted or table(scorer)
         same(table(scorer), wanted)
-    assert wanted is not None and set(wanted.floors["centre"]) == {"ciou_50", "auc", "mean_ciou", "ciou_30", "mciou"}
+    assert wanted is not None and set(wanted.floors["centre"]) == {
+        "ciou_50",
+        "auc",
+        "mean_ciou",
+        "ciou_30",
+        "mciou",
+        "pointing",
+    }
     assert 0 <= wanted.scores["r1_i2a"] <= wanted.scores["class_r1_i2a"] <= 1
