@@ -2,7 +2,8 @@
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,9 +11,10 @@ import numpy as np
 
 from configs.errors import UserError
 from configs.load import check
+from configs.resolve import resolve
 from configs.schema import EvaluateConfig
 from model.protocol import SetFacts
-from model.results import Results, SetResult, label
+from model.results import TRAINING_LIST, Results, SetResult, counted, label
 from model.rows import Rows, take_rows, units
 from model.rows import resamples as resampled
 from model.scoring import Scorer, ScoreTable, build_scorer
@@ -29,7 +31,7 @@ METHOD = (
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """One config with its runs, which differ by seed alone."""
+    """One evaluation, or several whose runs differ by seed alone."""
 
     name: str
     runs: list[Results]
@@ -42,6 +44,21 @@ class System:
     def tables(self, set_name: str, protocol: str) -> list[ScoreTable]:
         """The table of every run; `protocol` is its label."""
         return [table_of(run.sets[set_name], protocol) for run in self.runs]
+
+    def about(self, tables: Sequence[tuple[str, str]]) -> str:
+        """What must be known before its scores on these tables are believed, in one line."""
+        told = [run.facts.get("checkpoint", "not known how the weights were chosen") for run in self.runs]
+        if len(self.runs) > 1:
+            seeds = ", ".join(str(run.config["seed"]) for run in self.runs)
+            told.append(f"mean ± standard deviation over seeds {seeds}, alike in all else (--separate parts them)")
+        for set_name, protocol in tables:
+            for run, table in zip(self.runs, self.tables(set_name, protocol)):
+                leak, refined = run.sets[set_name].leak, table.settings.get("refinement")
+                if leak and not leak["related"]:
+                    told.append(f"{set_name}: no clip of a video that was trained on")
+                told += [f"{protocol}: {refined}"] if refined else []
+                told += [f"warning: {set_name}: {warning.removesuffix('.')}" for warning in table.warnings]
+        return f"{self.heading}: {'; '.join(dict.fromkeys(told))}."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,18 +99,41 @@ class Comparison:
         """How the differences were made, for people."""
         return METHOD.format(n=self.resamples)
 
+    @property
+    def notes(self) -> list[str]:
+        """A line a system, then a warning for every two that were scored on different clips of a set."""
+        notes = [system.about(self.tables) for system in self.systems]
+        first, *others = self.systems
+        for other in others:
+            for set_name, protocol in dict(reversed(self.tables)).items():
+                one, two = (system.tables(set_name, protocol)[0] for system in (first, other))
+                if one.id_hash != two.id_hash:
+                    notes.append(
+                        f"warning: {set_name}: {first.name} was scored on {one.found} clips and {other.name} on "
+                        f"{two.found}, which are not the same ones; both scored {len(_shared_clips([one, two]))} of "
+                        "them, and differences are over those alone."
+                    )
+        return notes
+
     def scores(self) -> tuple[list[str], list[list[str]]]:
-        """Heads and lines: every score under every protocol, a column a system; mean and spread over its runs."""
-        heads = ["set", "protocol", "score", *(system.heading for system in self.systems), "blind centre"]
+        """Heads and lines: every score under every protocol, a column a system; mean and spread over its runs.
+
+        What is the same for all systems stands once, else a value a system in their order.
+        """
+        heads = ["set", "protocol", "score"]
+        for system in self.systems:
+            heads += [system.heading, *([f"95% interval, {system.name}"] if len(system.runs) == 1 else [])]
         lines: list[list[str]] = []
         for set_name, protocol in self.tables:
             sides = [system.tables(set_name, protocol) for system in self.systems]
-            for score in sides[0][0].scores:
-                values = [np.array([table.scores.get(score, np.nan) for table in side]) for side in sides]
-                blind = sides[0][0].floors.get("centre", {}).get(score)
-                cells = [_with_spread(float(each.mean()), _spread(each)) for each in values]
-                lines.append([set_name, protocol, score, *cells, "-" if blind is None else f"{blind:.4f}"])
-        return heads, lines
+            firsts = [side[0] for side in sides]
+            clips, ids = _once(map(counted, firsts)), _once(table.id_hash for table in firsts)
+            for score in dict.fromkeys(score for side in sides for table in side for score in table.scores):
+                cells = [cell for side in sides for cell in _score_cells(side, score)]
+                blind = _once(_number(table.floors.get("centre", {}).get(score)) for table in firsts)
+                ceiling = _once(_number(table.ceiling.get(score)) for table in firsts)
+                lines.append([set_name, protocol, score, *cells, blind, ceiling, clips, ids])
+        return [*heads, "blind centre", "ceiling", "clips", "ids"], lines
 
     def lines(self) -> tuple[list[str], list[list[str]]]:
         """Heads and lines of the differences; two systems name their columns, more of them their lines."""
@@ -103,25 +143,29 @@ class Comparison:
         return heads, [_cells(line, named=not few) for line in self.differences]
 
     def files(self) -> dict[str, str]:
-        """Suffix -> text: Markdown with all, LaTeX and CSV with scores, then differences."""
+        """Suffix -> text, the same in Markdown, LaTeX and CSV: scores, differences, and what must be known of them."""
         scores, differences = self.scores(), self.lines()
         markdown = f"## Scores\n\n{render(*scores, 'md')}\n"
+        markdown += "".join(f"- {note}\n" for note in self.notes)
+        both, notes = [scores], self.notes
         if self.differences:
-            markdown += f"## Differences\n\n{render(*differences, 'md')}\n{self.method}\n"
-        both = [scores, differences] if self.differences else [scores]
+            markdown += f"\n## Differences\n\n{render(*differences, 'md')}\n{self.method}\n"
+            both, notes = [scores, differences], [*notes, self.method]
         return {
             "md": markdown,
-            "tex": "\n".join(render(*table, "tex") for table in both),
-            "csv": "\n".join(render(*table, "csv") for table in both),
+            "tex": "\n".join([*(render(*table, "tex") for table in both), *(f"{_tex(note)}\n" for note in notes)]),
+            "csv": "\n".join(render(*table, "csv") for table in [*both, (["notes"], [[note] for note in notes])]),
         }
 
 
-def compare(runs: Sequence[Results], resamples: int) -> Comparison:
+def compare(runs: Sequence[Results], resamples: int, *, separate: bool = False) -> Comparison:
     """The runs side by side: grouped into systems, then every system against the first.
 
+    separate: make a system of every run, to compare seeds with each other.
     Raises: UserError if they share no set under one protocol, or a set was scored under other settings.
     """
-    grouped, tables = systems(runs), shared_tables(runs)
+    tables = shared_tables(runs)
+    grouped = systems(runs, tables, separate=separate)
     first = grouped[0]
     found: list[Difference] = []
     for other in grouped[1:]:
@@ -149,17 +193,31 @@ def _reducer(run: Results, set_name: str, protocol: str) -> Reduce:
     return scorer_of(run, set_name, table_of(run.sets[set_name], protocol).protocol).reduce
 
 
-def systems(runs: Sequence[Results]) -> list[System]:
-    """The runs grouped by config: those that differ by seed and run folder alone are seeds of one system."""
-    grouped: dict[str, list[Results]] = {}
-    for run in runs:
-        grouped.setdefault(_identity(run), []).append(run)
-    titles = [members[0].title for members in grouped.values()]
-    named = []
-    for title, members in zip(titles, grouped.values()):
-        name = title if titles.count(title) == 1 else f"{title} ({_folder(members[0])})"
-        named.append(System(name=name, runs=members))
-    return named
+def systems(runs: Sequence[Results], tables: Sequence[tuple[str, str]], *, separate: bool) -> list[System]:
+    """The runs grouped: those whose seeds differ and nothing else that these tables follow from are one system.
+
+    Where two of a group have one seed, its runs stand apart: they differ by something that is not recorded.
+    """
+    alike: dict[str, list[Results]] = {}
+    for number, run in enumerate(runs):
+        seeded = not separate and "seed" in run.config
+        alike.setdefault(_identity(run, tables) if seeded else str(number), []).append(run)
+    groups: list[list[Results]] = []
+    for members in alike.values():
+        distinct = len({run.config.get("seed") for run in members}) == len(members)
+        groups += [members] if distinct else [[run] for run in members]
+    names = _names([members[0] for members in groups])
+    return [System(name=name, runs=members) for name, members in zip(names, groups)]
+
+
+def _names(runs: Sequence[Results]) -> list[str]:
+    """A name of its own for each: the title, and where titles are alike the folder, the whole path, then a number."""
+    names = [run.title for run in runs]
+    for places in ([_folder(run) for run in runs], [str(run.where) for run in runs]):
+        plain = [f"{run.title} ({place})" for run, place in zip(runs, places)]
+        names = [name if names.count(name) == 1 else other for name, other in zip(names, plain)]
+    counts = [names[: number + 1].count(name) for number, name in enumerate(names)]
+    return [name if names.count(name) == 1 else f"{name} #{count}" for name, count in zip(names, counts)]
 
 
 def _folder(run: Results) -> str:
@@ -168,14 +226,24 @@ def _folder(run: Results) -> str:
     return folder.parent.name if folder.name.startswith("eval-") else folder.name
 
 
-def _identity(run: Results) -> str:
-    """What makes a run a seed of a system: all of its config but what another seed changes."""
-    if not run.config:
-        return str(run.where)
+def _identity(run: Results, tables: Sequence[tuple[str, str]]) -> str:
+    """What seeds of one system share: how they were trained, on which clips, chosen, and scored for these tables."""
     kept = {key: value for key, value in run.config.items() if key not in ("seed", "out", "evaluate")}
     kept["train"] = {key: value for key, value in kept.get("train", {}).items() if key not in ("device", "cpu_threads")}
-    kept["data"] = {key: value for key, value in kept.get("data", {}).items() if key not in ("store", "loader")}
-    return repr(sorted(kept.items(), key=lambda item: item[0]))
+    data = kept.get("data", {})
+    kept["data"] = {key: value for key, value in data.items() if key not in ("store", "loader")}
+    listed = run.facts.get(TRAINING_LIST, data.get("store"))
+    # Seeds have their best epoch at different steps; the last epoch of one config is at one step.
+    chosen = re.sub(r"^step \d+, (chosen by: best .*), epoch \d+$", r"\1", run.facts.get("checkpoint", ""))
+    found = [table_of(run.sets[name], protocol) for name, protocol in tables]
+    scored = [(_rules(table), table.settings.get("refinement"), table.id_hash) for table in found]
+    return repr([sorted(kept.items()), listed, chosen, scored])
+
+
+def _rules(table: ScoreTable) -> dict[str, str]:
+    """The settings that compared tables share: not a system's refinement, nor a threshold that its own maps gave."""
+    own = {"refinement", *(["foreground"] if resolve("model.protocols", table.protocol).calibrated else [])}
+    return {key: words for key, words in table.settings.items() if key not in own}
 
 
 def shared_tables(runs: Sequence[Results]) -> list[tuple[str, str]]:
@@ -211,9 +279,9 @@ def difference(
     """
     both = [*first, *second]
     for table in both[1:]:
-        if table.settings != both[0].settings:
+        if _rules(table) != _rules(both[0]):
             raise UserError(f"{set_name}: protocol {protocol} was used with different settings; evaluate again")
-    shared = sorted(set.intersection(*({str(name) for name in table.rows["clip_id"]} for table in both)))
+    shared = sorted(_shared_clips(both))
     if not shared:
         raise UserError(f"{set_name}: no clip was scored by all")
     aligned = [_aligned(table.rows, shared) for table in both]
@@ -250,6 +318,10 @@ def difference(
             )
         )
     return lines
+
+
+def _shared_clips(tables: Sequence[ScoreTable]) -> set[str]:
+    return set.intersection(*({str(name) for name in table.rows["clip_id"]} for table in tables))
 
 
 def _numbers(rows: Rows) -> Rows:
@@ -336,7 +408,7 @@ def _cells(line: Difference, *, named: bool) -> list[str]:
         _with_spread(line.second, line.spread[1]),
         f"{line.second - line.first:+.4f}",
         f"{line.low:+.4f} to {line.high:+.4f}",
-        "-" if line.p is None else f"{line.p:.4f}",
+        _number(line.p),
     ]
 
 
@@ -347,3 +419,25 @@ def _spread(values: np.ndarray) -> float | None:
 
 def _with_spread(value: float, spread: float | None) -> str:
     return f"{value:.4f}" if spread is None else f"{value:.4f} ± {spread:.4f}"
+
+
+def _score_cells(side: Sequence[ScoreTable], score: str) -> list[str]:
+    """A system's value, and its interval if it is of one run."""
+    if not all(score in table.scores for table in side):
+        return ["-"] * (2 if len(side) == 1 else 1)
+    values = np.array([table.scores[score] for table in side])
+    cell = _with_spread(float(values.mean()), _spread(values))
+    if len(side) > 1:
+        return [cell]
+    bounds = side[0].intervals.get(score)
+    return [cell, "-" if bounds is None else f"{bounds[0]:.4f} to {bounds[1]:.4f}"]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _once(values: Iterable[str]) -> str:
+    """One value where all are alike, else all of them."""
+    each = list(values)
+    return each[0] if len(set(each)) == 1 else " / ".join(each)

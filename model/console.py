@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from model.compare import Comparison
-from model.results import SetResult, label
+from model.results import SetResult, counted, label
 from model.scoring import ScoreTable
 
 
@@ -60,9 +60,8 @@ _BESIDE_SCORES = {"blind centre": len("blind centre") + 2, "its own first score"
 
 
 def _print_table(console: Console, name: str, table: ScoreTable) -> None:
-    expected = f" of {table.expected}" if table.expected else ""
     shown = Table(
-        title=f"{name}: {table.found}{expected} clips, protocol {label(table)}",
+        title=f"{name}: {counted(table)} clips, protocol {label(table)}",
         caption=f"ids {table.id_hash}; " + "; ".join(f"{key}: {value}" for key, value in table.settings.items()),
         box=box.SIMPLE_HEAD,
         pad_edge=False,

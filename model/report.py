@@ -11,13 +11,14 @@ import numpy as np
 from model import charts
 from model.compare import Comparison
 from model.gallery import Gallery, Picture, digest, jpeg
-from model.results import Results, SetResult, label
+from model.results import Results, SetResult, counted, label
 from model.rows import Rows, measured
 from model.scoring import CEILING, ScoreTable
 
 BUDGET_BYTES = 24_000_000
 """Pictures and sounds of a report take at most so much; what does not fit is left out and said."""
 
+NO_DISAGREEMENTS = "<p>No pictures: the systems share no metric by which clips could be chosen.</p>"
 FLOOR_MEANING = {
     "centre": "a blob in the middle of every picture",
     "ones": "the same value everywhere",
@@ -60,12 +61,13 @@ def write_comparison(path: Path, comparison: Comparison, galleries: Mapping[str,
 
     Raises: OSError.
     """
-    panes = {"Scores": _plain_table(*comparison.scores())}
+    notes = "".join(f"<li>{escape(note)}</li>" for note in comparison.notes)
+    panes = {"Scores": f"{_plain_table(*comparison.scores())}<ul>{notes}</ul>"}
     if comparison.differences:
         panes["Differences"] = _plain_table(*comparison.lines()) + f"<p class='quiet'>{escape(comparison.method)}</p>"
     budget = BUDGET_BYTES // max(1, len(galleries))
     for name, gallery in galleries.items():
-        panes[f"Pictures: {name}"] = _gallery(name, gallery, budget)
+        panes[f"Pictures: {name}"] = _gallery(name, gallery, budget) if gallery else NO_DISAGREEMENTS
     runs = {system.name: ", ".join(str(run.where) for run in system.runs) for system in comparison.systems}
     panes["Runs"] = _facts(runs)
     _write_page(path, " / ".join(system.name for system in comparison.systems), _tabs("page", panes))
@@ -114,7 +116,7 @@ def _overview(results: Mapping[str, SetResult]) -> str:
         blind = max(floors.values(), default=None)
         leaked = f"{result.leak['related']}" if result.leak else "not known"
         lines.append(
-            f"<tr><th>{escape(name)}</th><td>{_count(table)}</td><td>{escape(table.protocol)}</td><td>{escape(score)}"
+            f"<tr><th>{escape(name)}</th><td>{counted(table)}</td><td>{escape(table.protocol)}</td><td>{escape(score)}"
             f"</td><td class='value'>{value:.3f}</td><td class='quiet'>{low:.3f} - {high:.3f}</td>"
             f"<td class='plot'>{charts.track(value, low, high, floors, table.ceiling.get(score))}</td>"
             f"<td>{'-' if blind is None else f'{blind:.3f}'}</td><td>{leaked}</td></tr>"
@@ -128,15 +130,11 @@ def _overview(results: Mapping[str, SetResult]) -> str:
     )
 
 
-def _count(table: ScoreTable) -> str:
-    return f"{table.found} of {table.expected}" if table.expected else str(table.found)
-
-
 def _set_pane(name: str, result: SetResult, gallery: Gallery, budget: int) -> str:
     table = result.tables[0]
     about = f"<p>{escape(result.about)}.</p>" if result.about else ""
     head = (
-        f"<h2>{escape(name)}</h2>{about}<p><b>{_count(table)} clips</b>, ids <code>{escape(table.id_hash)}</code>, "
+        f"<h2>{escape(name)}</h2>{about}<p><b>{counted(table)} clips</b>, ids <code>{escape(table.id_hash)}</code>, "
         f"protocol <b>{escape(label(table))}</b>.</p>"
     )
     head += "".join(f'<p class="warning">{escape(warning)}</p>' for warning in table.warnings)

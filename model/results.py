@@ -13,6 +13,8 @@ from model.scoring import ScoreTable
 
 SCORES = "scores.json"
 VERSION = 2
+TRAINING_LIST = "training list"
+"""Key of `Results.facts` for the hash of the ids that the weights were trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,11 @@ class Results:
 def label(table: ScoreTable) -> str:
     """The name of a table among those of its set: protocol, and refinement if there is one."""
     return f"{table.protocol} + {table.variant}" if table.variant else table.protocol
+
+
+def counted(table: ScoreTable) -> str:
+    """How many clips were scored, and of how many where the full set is known."""
+    return f"{table.found} of {table.expected}" if table.expected else str(table.found)
 
 
 def write_results(folder: Path, results: Results) -> None:

@@ -2,7 +2,9 @@
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +12,11 @@ import pytest
 from configs.errors import UserError
 from configs.load import as_mapping
 from configs.schema import EvaluateConfig
-from model.compare import compare, render
-from model.results import Results, SetResult, read_results, write_results
+from model.compare import Comparison, compare, render
+from model.results import TRAINING_LIST, Results, SetResult, read_results, write_results
 from model.rows import Rows
 from model.scoring import ScoreTable, build_scorer
+from model.selection import LAST, Selection
 from pipeline.store import id_hash
 
 CONFIG = EvaluateConfig.model_validate({"sets": {"test": {}}, "metrics": {"ciou": {}}, "bootstrap": 20})
@@ -34,13 +37,20 @@ def rows_of(ciou: np.ndarray, names: list[str] | None = None, group: list[str] |
     }
 
 
-def run(rows: Rows, title: str = "a", seed: int = 0, scored: EvaluateConfig = CONFIG, **config: object) -> Results:
+def run(
+    rows: Rows,
+    title: str = "a",
+    seed: int = 0,
+    scored: EvaluateConfig = CONFIG,
+    facts: dict[str, str] | None = None,
+    **config: object,
+) -> Results:
     scorer = build_scorer(scored, blind=False)
     scorer.extend(rows)
     table: ScoreTable = scorer.result(id_hash=id_hash)
     whole = {"seed": seed, "model": {"name": title}, "evaluate": as_mapping(scored), **config}
     sets = {"test": SetResult(of="test", about="", tables=[table], leak=None)}
-    return Results(title=title, sets=sets, facts={}, config=whole, where=Path(f"run-{title}-{seed}"))
+    return Results(title=title, sets=sets, facts=facts or {}, config=whole, where=Path(f"run-{title}-{seed}"))
 
 
 def by_score(runs: list[Results], resamples: int = 200) -> dict:
@@ -122,6 +132,127 @@ def test_seeds_of_one_config_are_one_system():
     assert "a, 3 seeds" in heads and f"{np.mean(means):.4f} ± {np.std(means, ddof=1):.4f}" in lines[2]
     alone = compare(seeds, 50)
     assert len(alone.systems) == 1 and alone.differences == [] and "Differences" not in alone.files()["md"]
+
+
+def best(step: int, epoch: int) -> str:
+    text = Selection.text.fget(SimpleNamespace(best={"epoch": epoch}, key="loss", _where="the held-out clips"))
+    return f"step {step}, chosen by: {text}"
+
+
+def names(found: Comparison) -> list[str]:
+    return [system.name for system in found.systems]
+
+
+def test_maps_are_systems_of_their_own():
+    values = np.linspace(0, 1, 40)
+    one, two = run(rows_of(values)), run(rows_of(values / 2))
+    for each in (one, two):
+        del each.config["seed"], each.config["model"]
+    found = compare([replace(one, where=Path("n7")), replace(two, where=Path("n14"))], 20)
+    assert names(found) == ["a (n7)", "a (n14)"] and found.differences and "±" not in found.files()["md"]
+    assert names(compare([one, one], 20)) == ["a (run-a-0) #1", "a (run-a-0) #2"]
+
+
+def test_runs_with_one_seed_are_not_seeds():
+    values = np.linspace(0, 1, 40)
+    first, again = run(rows_of(values)), replace(run(rows_of(values)), where=Path("again"))
+    found = compare([first, again], 20)
+    assert names(found) == ["a (run-a-0)", "a (again)"] and {line.p for line in found.differences} == {1}
+    inside = [replace(first, where=Path(f"/runs/a/eval-{name}")) for name in ("best", "step")]
+    assert names(compare(inside, 20)) == ["a (/runs/a/eval-best)", "a (/runs/a/eval-step)"]
+    assert len(compare([first, run(rows_of(values), seed=1), again], 20).systems) == 3
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "systems"),
+    [
+        ({"facts": {TRAINING_LIST: "abc"}}, {"facts": {TRAINING_LIST: "def"}}, 2),
+        ({"data": {"store": "stores/a"}}, {"data": {"store": "stores/b"}}, 2),
+        ({"facts": {TRAINING_LIST: "a"}, "data": {"store": "b"}}, {"facts": {TRAINING_LIST: "a"}, "data": {}}, 1),
+        ({"facts": {"checkpoint": f"step 9, chosen by: {LAST}"}}, {"facts": {"checkpoint": "step 8"}}, 2),
+        ({"facts": {"checkpoint": f"step 9, chosen by: {LAST}"}}, {"facts": {"checkpoint": best(9, 3)}}, 2),
+        ({"facts": {"checkpoint": best(9, 3)}}, {"facts": {"checkpoint": best(12, 4)}}, 1),
+        ({"train": {"device": "cpu"}}, {"train": {"device": "cuda"}}, 1),
+        ({"train": {"epochs": 1}}, {"train": {"epochs": 2}}, 2),
+    ],
+)
+def test_seeds_are_alike_in_training_list_and_choice(one: dict, other: dict, systems: int):
+    values = np.linspace(0, 1, 40)
+    found = compare([run(rows_of(values), **one), run(rows_of(values), seed=1, **other)], 10)
+    assert len(found.systems) == systems
+
+
+def test_seeds_are_scored_alike():
+    values = np.linspace(0, 1, 40)
+    first, second = run(rows_of(values)), run(rows_of(values / 2), seed=1)
+    assert len(compare([first, second], 10).systems) == 1
+    assert len(compare([first, run(rows_of(values[1:]), seed=1)], 10).systems) == 2
+    second.sets["test"].tables[0].settings["refinement"] = "the mean over mirror images"
+    found = compare([first, second], 10)
+    assert len(found.systems) == 2 and found.differences and "ez_vsl: the mean over mirror images" in found.notes[1]
+    second.sets["test"].tables[0].settings["truth"] = "boxes: first"
+    with pytest.raises(UserError, match="protocol ez_vsl was used with different settings"):
+        compare([first, second], 10)
+
+
+def test_seeds_are_pooled_by_name_or_compared_with_each_other():
+    values = np.linspace(0, 1, 40)
+    seeds = [run(rows_of(values * share), seed=seed) for seed, share in ((3, 1), (5, 0.5))]
+    assert "mean ± standard deviation over seeds 3, 5" in compare(seeds, 10).files()["md"]
+    found = compare(seeds, 10, separate=True)
+    assert names(found) == ["a (run-a-3)", "a (run-a-5)"] and found.differences[0].first > found.differences[0].second
+
+
+def test_every_file_says_what_the_scores_are_of():
+    values = np.linspace(0, 1, 40)
+    whole = run(rows_of(values), facts={"checkpoint": "step 9, chosen by: last epoch"})
+    part = run(rows_of(values[:30], [f"clip_{number:04d}" for number in range(10, 40)]), "b")
+    table = whole.sets["test"].tables[0]
+    told = replace(
+        table,
+        expected=50,
+        intervals={"ciou_50": (0.4, 0.6)},
+        ceiling={"ciou_50": 0.9},
+        warnings=["10 clips of the full set are missing."],
+    )
+    whole.sets["test"] = SetResult(of="test", about="", tables=[told], leak={"same": 0, "related": 0})
+    found = compare([whole, part], 10)
+    heads, lines = found.scores()
+    line = dict(zip(heads, lines[0]))
+    assert line["a"] == f"{table.scores['ciou_50']:.4f}" and line["95% interval, a"] == "0.4000 to 0.6000"
+    assert line["clips"] == "40 of 50 / 30" and line["ceiling"] == "0.9000 / -" and line["blind centre"] == "-"
+    assert line["ids"] == " / ".join(each.sets["test"].tables[0].id_hash for each in (whole, part))
+    assert found.notes == [
+        "a: step 9, chosen by: last epoch; test: no clip of a video that was trained on; "
+        "warning: test: 10 clips of the full set are missing.",
+        "b: not known how the weights were chosen.",
+        "warning: test: a was scored on 40 clips and b on 30, which are not the same ones; both scored 30 of them, "
+        "and differences are over those alone.",
+    ]
+    for text in found.files().values():
+        for word in ("40 of 50 / 30", "a: step 9, chosen by: last epoch", "both scored 30 of them", "two sided"):
+            assert word in text
+
+
+def test_a_score_that_a_system_lacks_is_a_dash():
+    more = EvaluateConfig.model_validate({"sets": {"test": {}}, "metrics": {"ciou": {}, "pointing": {}}})
+    ciou = np.random.default_rng(3).random(20)
+    wide = run({**rows_of(ciou), "pointing": ciou}, "wide", scored=more)
+    for pair in ([wide, run(rows_of(ciou), "narrow")], [run(rows_of(ciou), "narrow"), wide]):
+        heads, lines = compare(pair, 10).scores()
+        line = next(dict(zip(heads, each)) for each in lines if each[2] == "pointing")
+        assert line["narrow"] == line["95% interval, narrow"] == "-" and line["wide"] == f"{ciou.mean():.4f}"
+    lines = compare([run(wide.sets["test"].tables[0].rows, scored=more), run(rows_of(ciou), seed=1)], 10).scores()[1]
+    assert "nan" not in str(lines) and next(each[3] for each in lines if each[2] == "pointing") == "-"
+
+
+def test_a_threshold_that_maps_gave_is_no_other_setting():
+    rows = rows_of(np.linspace(0, 1, 20))
+    both = [run(rows, title) for title in "ab"]
+    for each, cut in zip(both, ("0.1", "0.2")):
+        (table,) = each.sets["test"].tables
+        each.sets["test"].tables[0] = replace(table, protocol="vssl", settings={"foreground": f"> {cut}"})
+    assert len(compare(both, 10).differences) == 5
 
 
 def test_runs_that_cannot_be_compared_are_refused():
