@@ -8,7 +8,7 @@ from typing import Any
 
 from configs.errors import UserError
 from configs.schema import EvaluateSet
-from model.compare import Comparison, scorer_of
+from model.compare import Comparison, scorer_of, table_of
 from model.gallery import (
     Excerpt,
     Gallery,
@@ -173,7 +173,7 @@ def disagreement_galleries(
         if len(runs) < 2 or any(run.sets[name].maps is None for run in runs.values()):
             continue
         maps = {title: KeptMaps.load(run.where / str(run.sets[name].maps)) for title, run in runs.items()}
-        rows = {title: run.sets[name].tables[0].rows for title, run in runs.items()}
+        rows = {title: table_of(run.sets[name], protocol).rows for title, run in runs.items()}
         sections = disagreements(*rows.values(), PICTURES)
         kept = {title: [each for each in ids if each in stored] for title, ids in sections.items()}
         rule = scorer_of(next(iter(runs.values())), name, protocol).rule

@@ -229,8 +229,13 @@ def _layer(
 
 
 def disagreements(first: Rows, second: Rows, count: int) -> dict[str, list[str]]:
-    """Title -> ids of the clips on which two systems differ most by the first of the metrics' columns, either way."""
-    by = next(iter(measured(first)))
+    """Title -> ids of the clips on which two systems differ most by the first of the metrics' columns that both have,
+    either way; empty if they share none.
+    """
+    shared = [name for name in measured(first) if name in second]
+    if not shared:
+        return {}
+    by = shared[0]
     known = {str(name): float(value) for name, value in zip(first["clip_id"], first[by])}
     gaps = {
         str(name): float(value) - known[str(name)]

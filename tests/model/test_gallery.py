@@ -89,6 +89,14 @@ def test_disagreements_are_the_largest_gaps_of_shared_clips():
     assert disagreements(first, second, 5) == {"second better by ciou": ["b"], "first better by ciou": ["c"]}
 
 
+def test_disagreements_are_by_a_column_that_both_have():
+    first: Rows = {"clip_id": np.array(["a"]), "ciou": np.array([0.5]), "pointing": np.array([0.0])}
+    second: Rows = {"clip_id": np.array(["a"]), "pointing": np.array([1.0])}
+    for pair, better in (((first, second), "second"), ((second, first), "first")):
+        assert disagreements(*pair, 5)[f"{better} better by pointing"] == ["a"]
+    assert disagreements({key: first[key] for key in ("clip_id", "ciou")}, second, 5) == {}
+
+
 def test_kept_maps_are_saved_and_joined(tmp_path: Path):
     one, two = KeptMaps(), KeptMaps()
     one.add(["b", "a", "padding"], [True, True, False], Localization(map=torch.rand(3, 4, 5), bounds=(-1, 2)))
