@@ -23,16 +23,17 @@ from configs.allocator import keep_freed_memory
 from configs.errors import UserError, run_command
 from configs.id_lists import LISTS_FOLDER, load_list
 from configs.load import as_mapping, as_yaml, check, merge, parse_override
-from configs.resolve import names
+from configs.resolve import names, nearest
 from configs.run_record import hardware, versions
 from configs.schema import EvaluateConfig, EvaluateSet, ImageConfig, RunConfig
+from configs.test_sets import set_names
 from model.base import Localization, LocalizationModel
 from model.build import restored_model
 from model.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, refuse_other_flow
 from model.compare import compare
 from model.console import make_console, print_comparison, print_result
 from model.evaluation import Scores, complete, disagreement_galleries, first_scorer, leave_out_unfit, write
-from model.external_maps import ExternalMaps, batches, match, read_truth
+from model.external_maps import ExternalMaps, batches, match, negative_truth, read_truth
 from model.gallery import Gallery, KeptMaps
 from model.honesty import TRAIN_IDS, TrainingList, unpack_ids
 from model.protocol import SetFacts
@@ -322,10 +323,17 @@ def score_maps(argv: Sequence[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace the results in --out")
     arguments = parser.parse_intermixed_args(argv)
 
-    mapping: dict[str, Any] = {"evaluate": {"sets": {arguments.set: {}}}}
+    mapping: dict[str, Any] = {"evaluate": {**as_mapping(EvaluateConfig()), "sets": {arguments.set: {}}}}
     for text in [*arguments.overrides, *([f"evaluate.protocol={arguments.protocol}"] if arguments.protocol else [])]:
         mapping = merge(mapping, parse_override(text))
+    if other := [key for key in mapping if key != "evaluate"]:
+        raise UserError(f"maps are scored by evaluate.<key>=value alone, found {other[0]}: remove it")
     config = check(EvaluateConfig, mapping["evaluate"], "the command line")
+    if config.refine:
+        raise UserError(
+            f"evaluate.refine.{next(iter(config.refine))} needs a method and the pictures, and maps come without: "
+            "remove it, and mix the maps before they are saved"
+        )
     options = config.sets[arguments.set]
     out = free_folder(arguments.out, arguments.overwrite) if arguments.out else None
     protocols = chosen_protocols(arguments.protocols)
@@ -385,8 +393,13 @@ def truth_of_set(
         found = {clip_id: excerpts.truth(clip_id) for clip_id in clip_ids}
         return {clip_id: truth for clip_id, truth in found.items() if truth is not None}
     if file is None and options.annotations is None:
-        raise UserError(f"no truth of set '{name}' is bundled: name a file with --truth, or a store with --store")
-    truths = read_truth(file or LISTS_FOLDER / f"{options.annotations}.json.gz")
+        meant = "" if name in set_names() else nearest(name, set_names())
+        raise UserError(
+            f"no truth of set '{name}' is bundled: name a file with --truth, or a store with --store.{meant}"
+        )
+    negatives = load_list(options.negatives) if options.negatives else []
+    truths = {clip_id: negative_truth() for clip_id in negatives}
+    truths |= read_truth(file or LISTS_FOLDER / f"{options.annotations}.json.gz")
     outside = clips_outside(options, truths, name)
     return {clip_id: truth for clip_id, truth in truths.items() if clip_id not in outside}
 

@@ -351,6 +351,55 @@ def test_bundled_truth_needs_no_store(tmp_path: Path, capsys: pytest.CaptureFixt
         evaluate.main(["maps", str(tmp_path / "nan.npz"), "--set", "vggss"])
 
 
+def test_maps_of_clips_with_negative_sounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    names = [f"clip_{number}" for number in range(16)]
+    maps = np.random.default_rng(0).random((16, 7, 7)).astype(np.float32)
+    np.savez(tmp_path / "maps.npz", clip_id=np.array(names), maps=maps)
+    kinds = [{"boxes": [[0.2, 0.2, 0.8, 0.8]]}, {"negative": True}]
+    lines = [{"clip_id": name, **kinds[number % 2]} for number, name in enumerate(names)]
+    (tmp_path / "truth.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    words = ["--truth", str(tmp_path / "truth.jsonl"), "--protocol", "vssl", "evaluate.metrics.detection={}"]
+    assert evaluate.main(["maps", str(tmp_path / "maps.npz"), *words, "--out", str(tmp_path / "out")]) == 0
+    found = table(tmp_path / "out", "maps")
+    assert {"ciou_50", "pointing", "pia", "auc_n", "f_loc", "max_f1"} <= set(found["scores"]) and found["empty"] == 0
+    assert "8 clips have a sound that nothing in the picture makes" in " ".join(capsys.readouterr().out.split())
+    cut = np.quantile(maps[1::2].max((1, 2)), 0.75)
+    assert found["scores"]["pia"] < 0.01 and f"{cut:.4g}, the third quartile" in str(found["settings"])
+
+
+def test_extended_sets_need_no_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    def shown(name: str, *words: str) -> str:
+        assert evaluate.main(["maps", str(tmp_path / f"{name}.npz"), "--set", f"{name}_extended", *words]) == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    for name, positive in (("vggss", "vggss_test"), ("flickr", "flickr_test_slavc")):
+        chosen = [*load_list(positive)[:10], *load_list(f"{name}_silent")[:7]]
+        np.savez(tmp_path / f"{name}.npz", clip_id=np.array(chosen), maps=np.random.default_rng(0).random((17, 7, 7)))
+    said = shown("vggss", "evaluate.bootstrap=10")
+    assert "vggss_extended: 17 of 10316 clips" in said and "ap_50_visible" in said
+    assert "7 clips have a sound that nothing in the picture makes" in said
+    with pytest.raises(UserError, match=r"no truth of set 'flickr_extended' is bundled.*--truth"):
+        shown("flickr")
+    boxes = [{"clip_id": name, "boxes": [[0, 0, 0.5, 0.5]]} for name in load_list("flickr_test_slavc")]
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    said = shown("flickr", "--truth", str(tmp_path / "boxes.json"), "evaluate.bootstrap=10")
+    assert "flickr_extended: 17 of 500 clips" in said and "7 clips have a sound" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "vgss"], r"no truth of set 'vgss' is bundled.*Did you mean 'vggss'\?"),
+        (["--set", "vggss", "evaluate.refine.ogl={}"], r"evaluate\.refine\.ogl needs a method and the pictures"),
+        (["--set", "vggss", "data.loader=dali"], r"evaluate\.<key>=value alone, found data"),
+    ],
+)
+def test_what_maps_cannot_take_is_refused(tmp_path: Path, words: list[str], message: str):
+    np.savez(tmp_path / "maps.npz", clip_id=np.array(load_list("vggss_test")[:2]), maps=np.ones((2, 7, 7)))
+    with pytest.raises(UserError, match=message):
+        evaluate.main(["maps", str(tmp_path / "maps.npz"), *words])
+
+
 def test_runs_are_compared(
     run: Path, scored: Path, packed_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

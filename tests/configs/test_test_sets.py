@@ -3,10 +3,11 @@
 import pytest
 
 from configs.errors import UserError
-from configs.id_lists import load_list
+from configs.id_lists import LISTS_FOLDER, load_list
 from configs.load import as_mapping, check
 from configs.schema import EvaluateConfig
 from configs.test_sets import set_names
+from model.external_maps import read_truth
 from model.scoring import build_scorer
 
 
@@ -20,6 +21,9 @@ def test_every_set_is_whole(name: str):
         assert len(load_list(options.ids)) == options.expected
     elif options.splits in (("vggss_test",), ("flickr_test",)):
         assert options.bring  # several lists pack into these splits: what is there may be more than the set
+    if options.annotations and options.negatives:
+        boxes = read_truth(LISTS_FOLDER / f"{options.annotations}.json.gz")
+        assert len(boxes) + len(load_list(options.negatives)) == options.expected
     build_scorer(config.for_set(options))  # its metrics go with the usual ones
     assert EvaluateConfig.model_validate(as_mapping(config)) == config
 
