@@ -1,7 +1,7 @@
 """Score a checkpoint, compare results, or score the maps of any system.
 
     python evaluate.py CHECKPOINT [key=value ...] [--sets vggss,flickr|all] [--protocols NAME,NAME|all] [--store PATH]
-    python evaluate.py compare RESULTS RESULTS ... [--out DIR] [--store PATH]
+    python evaluate.py compare RESULTS RESULTS ... [--separate] [--out DIR] [--store PATH]
     python evaluate.py maps MAPS --set NAME [--truth FILE | --store PATH] [--protocol NAME]
 
 CHECKPOINT is a file, or a run folder for its newest. Its config rides along; `key=value` changes it, for example
@@ -38,7 +38,7 @@ from model.gallery import Gallery, KeptMaps
 from model.honesty import TRAIN_IDS, TrainingList, unpack_ids
 from model.protocol import SetFacts
 from model.report import write_comparison
-from model.results import Results, SetResult, read_results
+from model.results import TRAINING_LIST, Results, SetResult, read_results
 from model.scoring import ScoreTable, build_refinements, build_scoreboard
 from pipeline.batch import Truth
 from pipeline.excerpts import Excerpts
@@ -267,6 +267,7 @@ def score_checkpoint(argv: Sequence[str]) -> int:
     facts = {
         "checkpoint": f"step {checkpoint.step}, chosen by: {selection}",
         "trained at commit": str(checkpoint.record.get("commit")),
+        **training_facts(checkpoint.record),
         "precision": f"{config.train.precision} in the model; maps are scored in fp32",
         **machine(),
     }
@@ -296,6 +297,13 @@ def score_checkpoint(argv: Sequence[str]) -> int:
     console.print(f"checkpoint: {path}, chosen by: {selection}", soft_wrap=True)
     console.print(f"report: {out / 'report.html'}", soft_wrap=True)
     return 0
+
+
+def training_facts(record: Mapping[str, Any]) -> dict[str, str]:
+    """The size and the hash of the training list, where a checkpoint says them."""
+    if "train_id_hash" not in record:
+        return {}
+    return {TRAINING_LIST: f"{record['train_clips']} clips, ids {record['train_id_hash']}"}
 
 
 def machine() -> dict[str, str]:
@@ -408,12 +416,16 @@ def compare_runs(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("evaluate.py compare", description="Paired differences between evaluations.")
     parser.add_argument("results", nargs="+", type=Path, help="folders with scores.json, or run folders")
     parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument(
+        "--separate", action="store_true", help="compare runs that differ by seed alone, instead of taking their mean"
+    )
     parser.add_argument("--out", type=Path, help="write compare.md, .tex, .csv and .html")
     parser.add_argument("--store", type=Path, help="for the pictures of the largest disagreements")
     parser.add_argument("--overwrite", action="store_true", help="replace the files in --out")
     arguments = parser.parse_args(argv)
     out = free_folder(arguments.out, arguments.overwrite) if arguments.out else None
-    comparison = compare([read_results(path) for path in arguments.results], arguments.resamples)
+    results = [read_results(path) for path in arguments.results]
+    comparison = compare(results, arguments.resamples, separate=arguments.separate)
     console = make_console()
     print_comparison(console, comparison)
     if out is not None:

@@ -48,6 +48,7 @@ class System:
     def about(self, tables: Sequence[tuple[str, str]]) -> str:
         """What must be known before its scores on these tables are believed, in one line."""
         told = [run.facts.get("checkpoint", "not known how the weights were chosen") for run in self.runs]
+        told += [f"trained on {run.facts[TRAINING_LIST]}" for run in self.runs if TRAINING_LIST in run.facts]
         if len(self.runs) > 1:
             seeds = ", ".join(str(run.config["seed"]) for run in self.runs)
             told.append(f"mean ± standard deviation over seeds {seeds}, alike in all else (--separate parts them)")

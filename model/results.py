@@ -14,7 +14,7 @@ from model.scoring import ScoreTable
 SCORES = "scores.json"
 VERSION = 2
 TRAINING_LIST = "training list"
-"""Key of `Results.facts` for the hash of the ids that the weights were trained on."""
+"""Key of `Results.facts`: how many clips the weights were trained on, and the hash of their ids."""
 
 
 @dataclass(frozen=True, kw_only=True)

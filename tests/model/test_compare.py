@@ -205,7 +205,8 @@ def test_seeds_are_pooled_by_name_or_compared_with_each_other():
 
 def test_every_file_says_what_the_scores_are_of():
     values = np.linspace(0, 1, 40)
-    whole = run(rows_of(values), facts={"checkpoint": "step 9, chosen by: last epoch"})
+    facts = {"checkpoint": "step 9, chosen by: last epoch", TRAINING_LIST: "16 clips, ids abc"}
+    whole = run(rows_of(values), facts=facts)
     part = run(rows_of(values[:30], [f"clip_{number:04d}" for number in range(10, 40)]), "b")
     table = whole.sets["test"].tables[0]
     told = replace(
@@ -223,7 +224,7 @@ def test_every_file_says_what_the_scores_are_of():
     assert line["clips"] == "40 of 50 / 30" and line["ceiling"] == "0.9000 / -" and line["blind centre"] == "-"
     assert line["ids"] == " / ".join(each.sets["test"].tables[0].id_hash for each in (whole, part))
     assert found.notes == [
-        "a: step 9, chosen by: last epoch; test: no clip of a video that was trained on; "
+        "a: step 9, chosen by: last epoch; trained on 16 clips, ids abc; test: no clip of a video that was trained on; "
         "warning: test: 10 clips of the full set are missing.",
         "b: not known how the weights were chosen.",
         "warning: test: a was scored on 40 clips and b on 30, which are not the same ones; both scored 30 of them, "
