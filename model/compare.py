@@ -121,9 +121,9 @@ class Comparison:
 
         What is the same for all systems stands once, else a value a system in their order.
         """
-        heads = ["set", "protocol", "score"]
+        heads = ["set", "protocol", "score", "clips"]
         for system in self.systems:
-            heads += [system.heading, *([f"95% interval, {system.name}"] if len(system.runs) == 1 else [])]
+            heads += [system.heading, "95% interval"] if len(system.runs) == 1 else [system.heading]
         lines: list[list[str]] = []
         for set_name, protocol in self.tables:
             sides = [system.tables(set_name, protocol) for system in self.systems]
@@ -133,8 +133,8 @@ class Comparison:
                 cells = [cell for side in sides for cell in _score_cells(side, score)]
                 blind = _once(_number(table.floors.get("centre", {}).get(score)) for table in firsts)
                 ceiling = _once(_number(table.ceiling.get(score)) for table in firsts)
-                lines.append([set_name, protocol, score, *cells, blind, ceiling, clips, ids])
-        return [*heads, "blind centre", "ceiling", "clips", "ids"], lines
+                lines.append([set_name, protocol, score, clips, *cells, blind, ceiling, ids])
+        return [*heads, "blind centre", "ceiling", "ids"], lines
 
     def lines(self) -> tuple[list[str], list[list[str]]]:
         """Heads and lines of the differences; two systems name their columns, more of them their lines."""
@@ -242,9 +242,11 @@ def _identity(run: Results, tables: Sequence[tuple[str, str]]) -> str:
 
 
 def _rules(table: ScoreTable) -> dict[str, str]:
-    """The settings that compared tables share: not a system's refinement, nor a threshold that its own maps gave."""
+    """The settings that compared tables share: not a system's refinement or floors, nor a threshold that its own maps
+    gave.
+    """
     own = {"refinement", *(["foreground"] if resolve("model.protocols", table.protocol).calibrated else [])}
-    return {key: words for key, words in table.settings.items() if key not in own}
+    return {key: words for key, words in table.settings.items() if key not in own and not key.startswith("floor")}
 
 
 def shared_tables(runs: Sequence[Results]) -> list[tuple[str, str]]:

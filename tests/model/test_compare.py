@@ -219,10 +219,11 @@ def test_every_file_says_what_the_scores_are_of():
     whole.sets["test"] = SetResult(of="test", about="", tables=[told], leak={"same": 0, "related": 0})
     found = compare([whole, part], 10)
     heads, lines = found.scores()
-    line = dict(zip(heads, lines[0]))
-    assert line["a"] == f"{table.scores['ciou_50']:.4f}" and line["95% interval, a"] == "0.4000 to 0.6000"
-    assert line["clips"] == "40 of 50 / 30" and line["ceiling"] == "0.9000 / -" and line["blind centre"] == "-"
-    assert line["ids"] == " / ".join(each.sets["test"].tables[0].id_hash for each in (whole, part))
+    assert heads[3:] == ["clips", "a", "95% interval", "b", "95% interval", "blind centre", "ceiling", "ids"]
+    first, second = (each.sets["test"].tables[0] for each in (whole, part))
+    own, other = (f"{each.scores['ciou_50']:.4f}" for each in (first, second))
+    ids = f"{first.id_hash} / {second.id_hash}"
+    assert lines[0][3:] == ["40 of 50 / 30", own, "0.4000 to 0.6000", other, "-", "-", "0.9000 / -", ids]
     assert found.notes == [
         "a: step 9, chosen by: last epoch; trained on 16 clips, ids abc; test: no clip of a video that was trained on; "
         "warning: test: 10 clips of the full set are missing.",
@@ -241,10 +242,17 @@ def test_a_score_that_a_system_lacks_is_a_dash():
     wide = run({**rows_of(ciou), "pointing": ciou}, "wide", scored=more)
     for pair in ([wide, run(rows_of(ciou), "narrow")], [run(rows_of(ciou), "narrow"), wide]):
         heads, lines = compare(pair, 10).scores()
-        line = next(dict(zip(heads, each)) for each in lines if each[2] == "pointing")
-        assert line["narrow"] == line["95% interval, narrow"] == "-" and line["wide"] == f"{ciou.mean():.4f}"
+        line = next(each for each in lines if each[2] == "pointing")
+        place = heads.index("narrow")
+        assert line[place : place + 2] == ["-", "-"] and line[heads.index("wide")] == f"{ciou.mean():.4f}"
     lines = compare([run(wide.sets["test"].tables[0].rows, scored=more), run(rows_of(ciou), seed=1)], 10).scores()[1]
-    assert "nan" not in str(lines) and next(each[3] for each in lines if each[2] == "pointing") == "-"
+    assert "nan" not in str(lines) and next(each[4] for each in lines if each[2] == "pointing") == "-"
+
+
+def test_floors_are_no_other_setting():
+    first, second = run(rows_of(np.linspace(0, 1, 20))), run(rows_of(np.linspace(0, 1, 20)), "b")
+    first.sets["test"].tables[0].settings["floor 'object'"] = "a network that hears nothing"
+    assert len(compare([first, second], 10).differences) == 5
 
 
 def test_a_threshold_that_maps_gave_is_no_other_setting():
