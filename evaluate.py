@@ -12,6 +12,7 @@ into --out (by default beside the checkpoints): `report.html`, `scores.json`, `r
 
 import argparse
 import contextlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def score_sets(
                 protocols=names("model.protocols") if protocols is None else protocols,
                 facts=SetFacts(family=options.family),
                 blind=blind,
-                refinements=build_refinements(config.evaluate, device),
+                refinements=build_refinements(config.evaluate, device, floor=blind),
             )
             kept = KeptMaps()
             for split in options.splits:
@@ -135,12 +136,11 @@ def score_sets(
                             kept.add(batch.clip_id, batch.valid.tolist(), found)
                 finally:
                     loader.close()
-            if protocols is None:
-                leave_out_unfit(board)
+            notes = leave_out_unfit(board)
             board.gather(device)
             for name in members:
                 outside = clips_outside(config.evaluate.sets[name], first_scorer(board).clip_ids, name)
-                scored[name] = Scores(board=board, outside=outside, maps=kept)
+                scored[name] = Scores(board=board, outside=outside, maps=kept, notes=notes)
     finally:
         for module, training in modes.items():
             module.training = training
@@ -364,9 +364,8 @@ def score_maps(argv: Sequence[str]) -> int:
             valid = torch.ones(len(clip_ids), dtype=torch.bool)
             board.add_maps(clip_ids, valid, found, [truths[clip_id] for clip_id in clip_ids])
             kept.add(clip_ids, valid.tolist(), found)
-        if protocols is None:
-            leave_out_unfit(board)
-        scores = Scores(board=board, outside=set(), maps=kept)
+        notes = leave_out_unfit(board)
+        scores = Scores(board=board, outside=set(), maps=kept, notes=notes)
         warnings += maps.out_of_bounds()
         sets = complete(
             arguments.set, options, scores, known, id_hash, warnings=warnings, exclude_leaked=arguments.exclude_leaked
@@ -446,6 +445,11 @@ def compare_runs(argv: Sequence[str]) -> int:
 
 
 def main(argv: list[str]) -> int:
+    if (ranks := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise UserError(
+            f"evaluate.py is one process, and torchrun started {ranks}: start it without. train.py scores its sets on "
+            "all ranks between epochs"
+        )
     commands = {"compare": compare_runs, "maps": score_maps}
     if argv and argv[0] in commands:
         return commands[argv[0]](argv[1:])

@@ -275,6 +275,11 @@ class EvaluateConfig(Config):
     metrics: named_parts("model.metrics") = Field(  # type: ignore[valid-type]
         default={"ciou": {}, "pointing": {}}, description="what to score beside the protocol's usual metrics"
     )
+    object_prior: named("model.encoders") | None = Field(  # type: ignore[valid-type]
+        default={"name": "efficientnet_lite0", "weights": "imagenet", "frozen": True},
+        validate_default=True,
+        description="network of the object prior, a floor that sees the picture and hears nothing; null: no such floor",
+    )
     refine: named_parts("model.refine") = Field(default={}, description="further maps to score, mixed from several")  # type: ignore[valid-type]
     batch_size: int = Field(default=64, ge=1)
     bootstrap: int = Field(default=1000, ge=0, description="resamples of the clips for the 95% interval")

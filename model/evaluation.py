@@ -41,11 +41,14 @@ class Scores:
     board: Scoreboard
     outside: set[str]
     maps: KeptMaps
+    notes: Sequence[str] = ()
 
     def tables(self, id_hash: IdHash, expected: int | None, without: Iterable[str] = ()) -> list[ScoreTable]:
         """The tables of the set, first the chosen protocol's. without: clips to leave out."""
         found = self.board.tables(id_hash=id_hash, expected=expected, exclude=self.outside | set(without))
-        return [_beside_prior(table, found) for table in found.values()]
+        told = {key: _beside_prior(table, found) for key, table in found.items()}
+        only_floor = {variant for _, variant in told} == {"", PRIOR}
+        return [table for (_, variant), table in told.items() if not (only_floor and variant == PRIOR)]
 
 
 def first_scorer(board: Scoreboard) -> Scorer:
@@ -53,13 +56,16 @@ def first_scorer(board: Scoreboard) -> Scorer:
     return next(iter(board.scorers.values()))
 
 
-def leave_out_unfit(board: Scoreboard) -> None:
-    """Drop the further protocols that take their threshold from clips with negative sounds, if there are none."""
+def leave_out_unfit(board: Scoreboard) -> list[str]:
+    """Drop the further protocols that take their threshold from clips with negative sounds, if there are none. Returns
+    what to tell of it.
+    """
     chosen = first_scorer(board)
-    if not chosen.rows()["negative"].any():
-        board.scorers = {
-            name: each for name, each in board.scorers.items() if each is chosen or not each.protocol.calibrated
-        }
+    unfit = [name for name, each in board.scorers.items() if each is not chosen and each.protocol.calibrated]
+    if not unfit or chosen.rows()["negative"].any():
+        return []
+    board.scorers = {name: each for name, each in board.scorers.items() if name not in unfit}
+    return [f"Not scored under {', '.join(unfit)}: no clip here has a sound that nothing in the picture makes."]
 
 
 def _beside_prior(table: ScoreTable, tables: Mapping[tuple[str, str], ScoreTable]) -> ScoreTable:
@@ -67,7 +73,8 @@ def _beside_prior(table: ScoreTable, tables: Mapping[tuple[str, str], ScoreTable
     prior = tables.get((table.protocol, PRIOR))
     if prior is None or table is prior:
         return table
-    return replace(table, floors={**table.floors, PRIOR: prior.scores})
+    network = f"Floor '{PRIOR}': {prior.settings['refinement'].partition('; ')[2]}."
+    return replace(table, floors={**table.floors, PRIOR: prior.scores}, notes=[*table.notes, network])
 
 
 def complete(
@@ -88,7 +95,9 @@ def complete(
     tables = scores.tables(id_hash, options.expected)
     clip_ids = [str(clip_id) for clip_id in tables[0].rows["clip_id"]]
     leak = known.leak(clip_ids) if known else None
-    notes, warnings = [], list(warnings)
+    notes, warnings = list(scores.notes), list(warnings)
+    if PRIOR not in tables[0].floors:
+        notes.append("The object prior, a floor that sees the picture and hears nothing, was not scored.")
     if options.expected is not None and len(clip_ids) < options.expected:
         warnings.append(f"{options.expected - len(clip_ids)} clips of the full set are missing: compare with care.")
     if options.expected is not None and len(clip_ids) > options.expected:
@@ -106,6 +115,8 @@ def complete(
         told = [replace(each, notes=[*each.notes, *notes], warnings=[*each.warnings, *warnings]) for each in tables]
         return SetResult(of=name, about=options.about, tables=told, leak=leak.counts if leak else None)
 
+    if exclude_leaked and leak and leak.related.all():
+        warnings.append("All clips are related to the training list: --exclude-leaked leaves none to score.")
     found = {name: result(tables, notes, warnings, leak)}
     if exclude_leaked and known and leak and leak.related.any() and not leak.related.all():
         seen = {clip_id for clip_id, related in zip(clip_ids, leak.related) if related}

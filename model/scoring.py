@@ -578,15 +578,17 @@ def build_scoreboard(
     return Scoreboard(scorers, refinements)
 
 
-def build_refinements(config: EvaluateConfig, device: torch.device | str) -> list[Refinement]:
+def build_refinements(config: EvaluateConfig, device: torch.device | str, *, floor: bool = False) -> list[Refinement]:
     """The refinements that a config names. They keep what they computed for a clip: one list a test set.
 
+    floor: the object prior too, as a floor, if none of them brings one.
     Raises: UserError if the weights of an object prior are not here and cannot be downloaded.
     """
-    return [
-        resolve("model.refine", name)(options).to(device).eval().requires_grad_(False)
-        for name, options in config.refine.items()
-    ]
+    wanted = [resolve("model.refine", name)(options) for name, options in config.refine.items()]
+    if floor and config.object_prior is not None and not any("object" in each.provides for each in wanted):
+        options = component_config("model.refine", "object_prior", {"network": config.object_prior})
+        wanted.append(resolve("model.refine", "object_prior")(options))
+    return [each.to(device).eval().requires_grad_(False) for each in wanted]
 
 
 def _add_metric(metrics: dict[str, Metric], name: str, configured: Mapping[str, ComponentConfig]) -> None:

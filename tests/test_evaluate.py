@@ -80,7 +80,8 @@ def test_a_run_is_scored_and_pictured(
 ):
     assert evaluate.main([str(run), "--out", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
-    for word in ("test: 8 of 8 clips", "ez_vsl", "ciou_50", "centre", "ones", "random", "ceiling", "last epoch"):
+    words = ("test: 8 of 8 clips", "ez_vsl", "ciou_50", "centre", "ones", "random", "object", "ceiling", "last epoch")
+    for word in words:
         assert word in shown, word
     assert "0 of 8 clips are in the training list" in shown and "as the checkpoint says" in shown
     assert "warning" not in shown
@@ -95,6 +96,8 @@ def test_a_run_is_scored_and_pictured(
     # Every clip has the same box, so a uniform map points at it by its area.
     assert found["floors"]["ones"]["pointing"] == pytest.approx(rows["truth_area"][0])
     assert 0.07 < rows["truth_area"][0] < 0.09
+    assert found["floors"]["object"]["mean_ciou"] == np.mean(rows["object.ciou"])
+    assert any("Floor 'object': object prior: mean |features| of efficientnet_lite0" in note for note in found["notes"])
     pictures = list((tmp_path / "out" / "overlays" / "test").iterdir())
     assert 2 <= len(pictures) <= 8 and {path.stem for path in pictures} <= set(names)
     page = (tmp_path / "out" / "report.html").read_text()
@@ -158,7 +161,31 @@ def test_all_sets_are_what_the_store_has(run: Path, tmp_path: Path, capsys: pyte
     protocols = [each["protocol"] for each in found["test"]["tables"]]
     assert protocols[0] == "ez_vsl" and len(set(protocols)) == len(protocols) > 8
     assert "vssl" not in protocols  # its threshold comes from negative sounds, and here is none
-    assert "the same maps, read in other ways" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "the same maps, read in other ways" in shown and "Not scored under vssl: no clip here" in shown
+
+
+def test_the_object_prior_can_be_left_out(run: Path, tmp_path: Path):
+    assert evaluate.main([str(run), "evaluate.object_prior=null", "--out", str(tmp_path / "out")]) == 0
+    found = table(tmp_path / "out", "test")
+    assert set(found["floors"]) == {"centre", "ones", "random"}
+    assert any("The object prior" in note and "was not scored" in note for note in found["notes"])
+
+
+def test_nothing_left_by_exclude_leaked_is_said(run: Path, packed_store: Path, tmp_path: Path):
+    with Store(packed_store) as store:
+        names = [store.index["clip_id"][number] for number in store.select("test")]
+    (tmp_path / "trained.txt").write_text("\n".join(names))
+    asked = ["--trained-on", str(tmp_path / "trained.txt"), "--exclude-leaked", "--out", str(tmp_path / "out")]
+    assert evaluate.main([str(run), *asked]) == 0
+    assert list(scores(tmp_path / "out")["sets"]) == ["test"]
+    assert any("--exclude-leaked leaves none" in warning for warning in table(tmp_path / "out", "test")["warnings"])
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UserError, match=r"evaluate\.py is one process, and torchrun started 3"):
+        evaluate.main(["run"])
 
 
 def test_an_unknown_training_list_is_said(run: Path, tmp_path: Path):
@@ -317,7 +344,9 @@ def test_maps_of_any_system_score_as_their_checkpoint(scored: Path, packed_store
     for number in (0, 1):
         found, expected = table(out, "maps", number), table(scored, "test", number)
         assert found["protocol"] == expected["protocol"] and found["scores"] == expected["scores"]
-        assert found["id_hash"] == expected["id_hash"] and found["floors"] == expected["floors"]
+        assert set(expected["floors"]) == {*found["floors"], "object"}, "a system's maps come without pictures"
+        assert all(expected["floors"][key] == value for key, value in found["floors"].items())
+        assert found["id_hash"] == expected["id_hash"]
     assert not (out / "overlays").exists()
     pictured = tmp_path / "pictured"
     words = ["--set", "test", "--store", str(packed_store), "--out", str(pictured)]

@@ -2,6 +2,7 @@
 
 from model.base import Localization
 from model.protocol import Protocol, Source
+from model.refine.object_prior import ObjectPrior
 from model.refine.ogl import Ogl
 from model.refinement import Mixtures, extra_source
 from pipeline.batch import Batch
@@ -23,4 +24,4 @@ class JsaAll(Ogl):
         return {**super().sources(batch, localization), "image_query": image_query}
 
     def mixtures(self, protocol: Protocol) -> Mixtures:
-        return {"jsa_all": {"map": 0.4, "image_query": 0.3, "object": 0.3}}
+        return {"jsa_all": {"map": 0.4, "image_query": 0.3, "object": 0.3}, **ObjectPrior.mixtures(self, protocol)}
