@@ -198,7 +198,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this project: it does not say format '{FORMAT}'")
     if values.get("version") != VERSION:
-        raise UserError(f"{path} is a checkpoint of version {values.get('version')}; this code reads version {VERSION}")
+        commit = values["record"].get("commit") if isinstance(values.get("record"), dict) else None
+        raise UserError(
+            f"{path} is a checkpoint of version {values.get('version')}; this code reads version {VERSION}. Use the "
+            f"code that wrote it (commit {commit or 'not recorded'}), or train anew"
+        )
     found: dict[str, Any] = {"trained": {}} | values
     del found["format"], found["version"]
     expected = {item.name for item in fields(Checkpoint)}

@@ -276,7 +276,10 @@ class Store:
         if not found and whole in self.splits:
             raise UserError(f"split '{whole}' of store {self.path} is empty: see refused.csv and left_out.csv there")
         if not found:
-            raise UserError(f"store {self.path} has no split '{whole}'; it has: {', '.join(self.splits)}")
+            raise UserError(
+                f"store {self.path} has no split '{whole}'; it has: {', '.join(self.splits)}. Splits come from the "
+                "layout that a store is packed from: see `python -m preprocess pack --help`"
+            )
         if part:
             share, wanted, clips = float(part["share"]), part["side"] == "held_out", len(found)
             found = [number for number in found if is_held_out(self.index["clip_id"][number], share) == wanted]
