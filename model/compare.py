@@ -242,11 +242,9 @@ def _identity(run: Results, tables: Sequence[tuple[str, str]]) -> str:
 
 
 def _rules(table: ScoreTable) -> dict[str, str]:
-    """The settings that compared tables share: not a system's refinement or floors, nor a threshold that its own maps
-    gave.
-    """
+    """The settings that compared tables share: not a system's refinement, nor a threshold that its own maps gave."""
     own = {"refinement", *(["foreground"] if resolve("model.protocols", table.protocol).calibrated else [])}
-    return {key: words for key, words in table.settings.items() if key not in own and not key.startswith("floor")}
+    return {key: words for key, words in table.settings.items() if key not in own}
 
 
 def shared_tables(runs: Sequence[Results]) -> list[tuple[str, str]]:

@@ -249,12 +249,6 @@ def test_a_score_that_a_system_lacks_is_a_dash():
     assert "nan" not in str(lines) and next(each[4] for each in lines if each[2] == "pointing") == "-"
 
 
-def test_floors_are_no_other_setting():
-    first, second = run(rows_of(np.linspace(0, 1, 20))), run(rows_of(np.linspace(0, 1, 20)), "b")
-    first.sets["test"].tables[0].settings["floor 'object'"] = "a network that hears nothing"
-    assert len(compare([first, second], 10).differences) == 5
-
-
 def test_a_threshold_that_maps_gave_is_no_other_setting():
     rows = rows_of(np.linspace(0, 1, 20))
     both = [run(rows, title) for title in "ab"]
