@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import evaluate
 from configs.errors import UserError
 from configs.load import as_mapping
 from configs.schema import EvaluateConfig
@@ -201,6 +202,25 @@ def test_seeds_are_pooled_by_name_or_compared_with_each_other():
     assert "mean ± standard deviation over seeds 3, 5" in compare(seeds, 10).files()["md"]
     found = compare(seeds, 10, separate=True)
     assert names(found) == ["a (run-a-3)", "a (run-a-5)"] and found.differences[0].first > found.differences[0].second
+
+
+def test_the_command_pools_or_separates(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folders = [tmp_path / name for name in ("one", "two")]
+    for seed, folder in enumerate(folders):
+        folder.mkdir()
+        write_results(folder, run(rows_of(np.linspace(0, 1, 9)), seed=seed))
+    words = ["compare", *map(str, folders), "--resamples", "10"]
+    assert evaluate.main(words) == 0
+    pooled = capsys.readouterr().out
+    assert "a, 2 seeds: " in pooled and "over seeds 0, 1" in pooled and "## Differences" not in pooled
+    assert evaluate.main([*words, "--separate"]) == 0
+    apart = capsys.readouterr().out
+    assert "| a (one) | 95% interval | a (two) |" in apart and "## Differences" in apart
+
+
+def test_results_know_their_training_list():
+    facts = evaluate.training_facts({"train_clips": 16, "train_id_hash": "abc"})
+    assert facts == {TRAINING_LIST: "16 clips, ids abc"} and evaluate.training_facts({}) == {}
 
 
 def test_every_file_says_what_the_scores_are_of():
