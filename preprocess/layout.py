@@ -172,6 +172,12 @@ def parse_boxes(value: Any, where: str) -> list[list[float]]:
     return [[float(x) for x in (*row, 0)[:5]] for row in rows]
 
 
+def check_negative(boxes: Any, mask: str | None, where: str) -> None:
+    """Raises: UserError if a clip in which nothing makes the sound has boxes or a mask."""
+    if boxes or mask is not None:
+        raise UserError(f"{where}: 'negative' says that nothing in the picture sounds; remove it, or 'boxes' or 'mask'")
+
+
 def bad_box(boxes: list[list[float]], as_published: bool = False) -> str | None:
     """What is wrong with the first bad one of `boxes`, or None. Rounding beyond the picture by 1e-6 is allowed.
 

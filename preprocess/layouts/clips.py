@@ -10,7 +10,7 @@ from pydantic import Field
 
 from configs.errors import UserError
 from configs.ids import is_vggsound
-from preprocess.layout import Layout, LayoutConfig, Look, SourceClip, check_id, inside, parse_boxes
+from preprocess.layout import Layout, LayoutConfig, Look, SourceClip, check_id, check_negative, inside, parse_boxes
 from preprocess.listing import VIDEOS, find_files, stem
 
 TABLE_NAME = "clips.csv"
@@ -23,8 +23,8 @@ class Clips(Layout):
 
     A csv table with a header row (`--csv`, or `clips.csv` in the folder) says which of them to pack and what they are:
     columns clip_id or file (one of them must be there), split, label, group, start_s, duration_s, annotated_s
-    (seconds), boxes (JSON, as in the `manifest` layout). Other columns are kept in `Record.extra`. Without a table
-    every file is packed, in the split "train".
+    (seconds), boxes (JSON) and negative (true or false), as in the `manifest` layout. Other columns are kept in
+    `Record.extra`. Without a table every file is packed, in the split "train".
     """
 
     class Config(LayoutConfig):
@@ -76,13 +76,17 @@ class Clips(Layout):
             numbers: dict[str, Any] = {key: _number(texts[key], key, where) for key in _NUMBERS if texts[key]}
             if numbers.get("duration_s") == 0:
                 raise UserError(f"{where}: duration_s must be greater than 0")
+            boxes = _boxes(texts["boxes"], where) if texts["boxes"] else None
+            if _negative(row.pop("negative", ""), where):
+                check_negative(boxes, None, where)
+                boxes, row = [], {**row, "negative": True}
             clips.append(
                 SourceClip(
                     clip_id=clip_id,
                     video=file,
                     **{key: texts[key] for key in _TEXTS if texts[key]},
                     **numbers,
-                    boxes=_boxes(texts["boxes"], where) if texts["boxes"] else None,
+                    boxes=boxes,
                     extra=row,
                 )
             )
@@ -141,6 +145,12 @@ def _number(text: str, key: str, where: str) -> float:
     if not 0 <= value < float("inf"):
         raise UserError(f"{where}: {key} must be a number of seconds, 0 or more, found {text!r}")
     return value
+
+
+def _negative(text: str, where: str) -> bool:
+    if text.lower() not in ("", "true", "false"):
+        raise UserError(f"{where}: negative must be true, false or empty, found {text!r}")
+    return text.lower() == "true"
 
 
 def _boxes(text: str, where: str) -> list[list[float]]:

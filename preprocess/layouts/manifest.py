@@ -9,7 +9,7 @@ import msgpack
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from configs.errors import UserError
-from preprocess.layout import Layout, LayoutConfig, Look, SourceClip, check_id, inside, parse_boxes
+from preprocess.layout import Layout, LayoutConfig, Look, SourceClip, check_id, check_negative, inside, parse_boxes
 
 MANIFEST_NAME = "manifest.jsonl"
 
@@ -110,10 +110,8 @@ class Manifest(Layout):
             raise UserError(f"{where}: has 'video' and 'image'; the picture can come from one of them only")
         if line.boxes is not None and line.mask is not None:
             raise UserError(f"{where}: has 'boxes' and 'mask'; the truth can be one of them only")
-        if line.negative and (line.boxes or line.mask is not None):
-            raise UserError(
-                f"{where}: 'negative' says that nothing in the picture sounds; remove it, or 'boxes' or 'mask'"
-            )
+        if line.negative:
+            check_negative(line.boxes, line.mask, where)
         if (line.flow_x is None) != (line.flow_y is None):
             raise UserError(f"{where}: 'flow_x' and 'flow_y' come together, but one is missing")
         paths = {

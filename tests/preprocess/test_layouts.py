@@ -178,6 +178,13 @@ def test_a_table_says_which_clips_and_what_they_are(tmp_path: Path):
     assert layout.notes == [f"1 video files are not in {tmp_path / 'clips.csv'} and are left out"]
 
 
+def test_a_table_names_negative_sounds(tmp_path: Path):
+    files_in(tmp_path, "a.mp4", "b.mp4", "c.mp4")
+    found = clips_of(tmp_path, "clip_id,negative,colour\na,True,red\nb,false,red\nc,,red\n").clips()
+    assert [clip.boxes for clip in found] == [[], None, None]
+    assert [clip.extra for clip in found] == [{"colour": "red", "negative": True}, {"colour": "red"}, {"colour": "red"}]
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
@@ -188,6 +195,8 @@ def test_a_table_says_which_clips_and_what_they_are(tmp_path: Path):
         ("clip_id,start_s\na,soon\n", "line 2: start_s must be a number of seconds, 0 or more, found 'soon'"),
         ("clip_id,duration_s\na,0\n", "duration_s must be greater than 0"),
         ("clip_id,boxes\na,0 0 1 1\n", "line 2: boxes must be JSON"),
+        ("clip_id,negative\na,no\n", "line 2: negative must be true, false or empty, found 'no'"),
+        ('clip_id,negative,boxes\na,true,"[[0, 0, 1, 1]]"\n', "line 2: 'negative' says"),
         ("file\n../a.mp4\n", "line 2: the path '../a.mp4' leads out"),
         ("clip_id\n", "lists no clips"),
         ("", "needs a header row"),
