@@ -404,8 +404,7 @@ def truth_of_set(
         raise UserError(
             f"no truth of set '{name}' is bundled: name a file with --truth, or a store with --store.{meant}"
         )
-    negatives = load_list(options.negatives) if options.negatives else []
-    truths = {clip_id: negative_truth() for clip_id in negatives}
+    truths = {clip_id: negative_truth() for clip_id in load_list(options.negatives)} if options.negatives else {}
     truths |= read_truth(file or LISTS_FOLDER / f"{options.annotations}.json.gz")
     outside = clips_outside(options, truths, name)
     return {clip_id: truth for clip_id, truth in truths.items() if clip_id not in outside}
