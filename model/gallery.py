@@ -159,12 +159,13 @@ Gallery = dict[str, list[Picture]]
 def choose(rows: Rows, count: int) -> dict[str, list[str]]:
     """Title -> ids of the `count` best, median, worst and random clips by the first of the metrics' columns.
 
-    One section if all clips fit in it. Ties are settled by lot, so that no label is preferred; the lot of a clip is
-    its id's alone. Clips in which nothing sounds have a section of their own.
+    One section if all clips fit in it, none without such a column. Ties are settled by lot, so that no label is
+    preferred; the lot of a clip is its id's alone. Clips in which nothing sounds have a section of their own.
     """
-    if not count:
+    columns = measured(rows)
+    if not count or not columns:
         return {}
-    by = next(iter(measured(rows)))
+    by = columns[0]
     silent = rows["negative"] > 0 if "negative" in rows else np.zeros(len(rows[by]), bool)
     values = {str(name): float(value) for name, value in zip(rows["clip_id"][~silent], rows[by][~silent])}
     lots = sorted(values, key=digest)

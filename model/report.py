@@ -231,10 +231,10 @@ def _by_size(rows: Rows) -> dict[str, np.ndarray]:
 
 def _means(rows: Rows, groups: Mapping[str, np.ndarray], head: str) -> str:
     """Means of the metrics' columns over groups of clips, the blind centre's beside the first, best first."""
-    if not groups:
-        return ""
     names = [name for name in measured(rows) if np.isfinite(rows[name]).all()]
-    blind = f"centre.{names[0]}" if names and f"centre.{names[0]}" in rows else None
+    if not groups or not names:
+        return ""
+    blind = f"centre.{names[0]}" if f"centre.{names[0]}" in rows else None
     lines = [
         (title, int(inside.sum()), [float(rows[key][inside].mean()) for key in [*names, *([blind] if blind else [])]])
         for title, inside in groups.items()

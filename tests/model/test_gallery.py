@@ -81,6 +81,7 @@ def test_few_clips_are_shown_once_and_negative_ones_apart():
     turned = {key: column[::-1] for key, column in rows.items()}
     assert choose(turned, 2) == sections
     assert choose(rows, 0) == {}
+    assert choose({"clip_id": rows["clip_id"], "curve": np.zeros((8, 3))}, 2) == {}
 
 
 def test_disagreements_are_the_largest_gaps_of_shared_clips():

@@ -194,6 +194,13 @@ def test_no_gallery_is_no_pictures(tmp_path: Path):
     assert "Pictures" not in write(tmp_path / "r.html", {"s": tables}, {"s": gallery})
 
 
+def test_a_table_of_curves_alone_has_a_page(tmp_path: Path):
+    (table, _), _ = scored_set()
+    rows = {key: column for key, column in table.rows.items() if "ciou" not in key and "pointing" not in key}
+    page = write(tmp_path / "report.html", {"a": [replace(table, rows=rows)]}, {"a": {}})
+    assert "ciou_50" in page and ">Classes<" not in page
+
+
 def large_rows(rows: Rows, count: int) -> Rows:
     """As many rows, of ids, labels and values that VGG-SS could have."""
     draw = np.random.default_rng(0)
