@@ -342,6 +342,8 @@ def score_maps(argv: Sequence[str]) -> int:
             f"evaluate.refine.{next(iter(config.refine))} needs a method and the pictures, and maps come without: "
             "remove it, and mix the maps before they are saved"
         )
+    if arguments.set not in config.sets:
+        raise UserError(f"evaluate.sets.{arguments.set}=null takes away the set that --set names")
     options = config.sets[arguments.set]
     out = free_folder(arguments.out, arguments.overwrite) if arguments.out else None
     protocols = chosen_protocols(arguments.protocols)
