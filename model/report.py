@@ -256,7 +256,8 @@ def _means(rows: Rows, groups: Mapping[str, np.ndarray], head: str) -> str:
 def _gallery(name: str, gallery: Gallery, budget: int) -> str:
     """The pictures, as many and with as much sound as the budget allows."""
     most = max(len(pictures) for pictures in gallery.values())
-    for count, sound in ((most, True), (most, False), (most // 2, False), (most // 4, False), (0, False)):
+    fewer = [most >> halved for halved in range(most.bit_length() + 1)]  # down to none
+    for count, sound in ((most, True), *((count, False) for count in fewer)):
         shown = _sections(name, {title: pictures[:count] for title, pictures in gallery.items()}, sound)
         if len(shown) <= budget:
             break

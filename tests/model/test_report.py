@@ -229,6 +229,19 @@ def test_the_report_of_vggss_is_small(full_report: Path):
     assert BUDGET_BYTES < 25_000_000
 
 
+@pytest.mark.parametrize("budget_bytes", [0, 300_000])
+def test_a_page_takes_as_many_pictures_as_fit(budget_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    tables, gallery = scored_set(kept=12, sound=bytes(3000))
+    monkeypatch.setattr("model.report.BUDGET_BYTES", budget_bytes)
+    write(tmp_path / "none.html", {"vggss": tables}, {})
+    write(tmp_path / "many.html", {"vggss": tables}, {"vggss": {title: 4 * each for title, each in gallery.items()}})
+    none, many = ((tmp_path / name).read_text() for name in ("none.html", "many.html"))
+    assert "the sounds and some of the pictures are left out" in many
+    pictures = many.count("<img") - none.count("<img")
+    assert (pictures > 0) == (budget_bytes > 0)
+    assert budget_bytes / 4 < len(many) - len(none) < budget_bytes + 2000 or not budget_bytes
+
+
 def browse(page: Path, *options: str) -> str:
     """What headless Chromium makes of a page, without a network."""
     command = [
