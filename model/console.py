@@ -34,11 +34,11 @@ def _print_protocols(console: Console, name: str, tables: Sequence[ScoreTable]) 
     """The first table's scores under every protocol, as many as fit, with the blind centre's behind the first of them;
     then the first of each protocol's own.
     """
-    scores = list(tables[0].scores)
-    room = console.width - sum(_BESIDE_SCORES.values()) - max(len(label(table)) for table in tables) - 2
-    widths = list(accumulate(max(len(score), len("0.0000")) + 2 for score in scores))
+    common = list(tables[0].scores)
+    room = console.width - _BESIDE_SCORES - max(len(label(table)) for table in tables)
+    widths = accumulate(max(len(score), len("0.0000")) + 2 for score in common)
     fitting = max(1, sum(width <= room for width in widths))
-    left, scores = scores[fitting:], scores[:fitting]
+    scores, left = common[:fitting], common[fitting:]
     shown = Table(title=f"{name}: the same maps, read in other ways", box=box.SIMPLE_HEAD, pad_edge=False)
     shown.add_column("protocol", no_wrap=True)
     for heading in (scores[0], "blind centre", *scores[1:]):
@@ -47,7 +47,6 @@ def _print_protocols(console: Console, name: str, tables: Sequence[ScoreTable]) 
     for table in tables:
         blind = table.floors.get("centre", {}).get(scores[0])
         numbers = [table.scores.get(scores[0]), blind, *(table.scores.get(score) for score in scores[1:])]
-        common = {*scores, *left}
         own = next((f"{score} {value:.4f}" for score, value in table.scores.items() if score not in common), "")
         shown.add_row(label(table), *("" if number is None else f"{number:.4f}" for number in numbers), own)
     console.print(shown)
@@ -55,8 +54,8 @@ def _print_protocols(console: Console, name: str, tables: Sequence[ScoreTable]) 
         console.print(f"and, in the report: {', '.join(left)}", soft_wrap=True)
 
 
-_BESIDE_SCORES = {"blind centre": len("blind centre") + 2, "its own first score": 30}
-"""Characters that the other columns of a table over protocols take."""
+_BESIDE_SCORES = 46
+"""Characters that the other columns of a table over protocols take, but for the protocol's name."""
 
 
 def _print_table(console: Console, name: str, table: ScoreTable) -> None:

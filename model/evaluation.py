@@ -20,6 +20,7 @@ from model.gallery import (
     write_overlays,
 )
 from model.honesty import Leak, TrainingList
+from model.refinement import PRIOR
 from model.report import write_report
 from model.results import Results, SetResult, write_results
 from model.scoring import Scoreboard, Scorer, ScoreTable
@@ -30,8 +31,6 @@ PICTURES = 12
 """Clips a section of the page of a comparison."""
 LARGEST_KEPT_PX = 64
 """Maps of larger sides are not saved beside the scores."""
-PRIOR = "object"
-"""Name of the map of an object prior alone."""
 
 
 @dataclass(kw_only=True)
@@ -46,7 +45,8 @@ class Scores:
     def tables(self, id_hash: IdHash, expected: int | None, without: Iterable[str] = ()) -> list[ScoreTable]:
         """The tables of the set, first the chosen protocol's. without: clips to leave out."""
         found = self.board.tables(id_hash=id_hash, expected=expected, exclude=self.outside | set(without))
-        told = {key: _beside_prior(table, found) for key, table in found.items()}
+        networks = [each.settings() for each in self.board.refinements if PRIOR in each.provides]
+        told = {key: _beside_prior(table, found, networks) for key, table in found.items()}
         only_floor = {variant for _, variant in told} == {"", PRIOR}
         return [table for (_, variant), table in told.items() if not (only_floor and variant == PRIOR)]
 
@@ -68,13 +68,15 @@ def leave_out_unfit(board: Scoreboard) -> list[str]:
     return [f"Not scored under {', '.join(unfit)}: no clip here has a sound that nothing in the picture makes."]
 
 
-def _beside_prior(table: ScoreTable, tables: Mapping[tuple[str, str], ScoreTable]) -> ScoreTable:
-    """The table with the object prior, where one was scored, among its blind floors."""
+def _beside_prior(
+    table: ScoreTable, tables: Mapping[tuple[str, str], ScoreTable], networks: Sequence[str]
+) -> ScoreTable:
+    """The table with the object prior, where one was scored, among its blind floors. networks: what it was made by."""
     prior = tables.get((table.protocol, PRIOR))
     if prior is None or table is prior:
         return table
-    network = f"Floor '{PRIOR}': {prior.settings['refinement'].partition('; ')[2]}."
-    return replace(table, floors={**table.floors, PRIOR: prior.scores}, notes=[*table.notes, network])
+    note = f"Floor '{PRIOR}': {'; '.join(networks)}."
+    return replace(table, floors={**table.floors, PRIOR: prior.scores}, notes=[*table.notes, note])
 
 
 def complete(

@@ -13,6 +13,8 @@ from model.base import Localization
 from model.protocol import Protocol, Source
 from pipeline.batch import Batch
 
+PRIOR = "object"
+"""Name of the object prior, as a source and as a map alone."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Localize = Callable[[Batch], Localization]
 Mixtures = dict[str, dict[str, float]]

@@ -20,7 +20,7 @@ from configs.schema import ComponentConfig, EvaluateConfig, component_config
 from model.base import Localization
 from model.metric import Metric
 from model.protocol import Maps, Protocol, SetFacts, Source, centred_gaussian, random_maps
-from model.refinement import Localize, Mixtures, Refinement
+from model.refinement import PRIOR, Localize, Mixtures, Refinement
 from model.rows import Rows, gather_rows, join_rows, resamples, take_rows, units
 from model.truth_maps import TruthMaps
 from pipeline.batch import Batch, Truth
@@ -585,7 +585,7 @@ def build_refinements(config: EvaluateConfig, device: torch.device | str, *, flo
     Raises: UserError if the weights of an object prior are not here and cannot be downloaded.
     """
     wanted = [resolve("model.refine", name)(options) for name, options in config.refine.items()]
-    if floor and config.object_prior is not None and not any("object" in each.provides for each in wanted):
+    if floor and config.object_prior is not None and not any(PRIOR in each.provides for each in wanted):
         options = component_config("model.refine", "object_prior", {"network": config.object_prior})
         wanted.append(resolve("model.refine", "object_prior")(options))
     return [each.to(device).eval().requires_grad_(False) for each in wanted]

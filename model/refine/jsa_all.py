@@ -4,7 +4,7 @@ from model.base import Localization
 from model.protocol import Protocol, Source
 from model.refine.object_prior import ObjectPrior
 from model.refine.ogl import Ogl
-from model.refinement import Mixtures, extra_source
+from model.refinement import PRIOR, Mixtures, extra_source
 from pipeline.batch import Batch
 
 
@@ -17,11 +17,11 @@ class JsaAll(Ogl):
     class Config(Ogl.Config):
         pass
 
-    provides = ("object", "image_query")
+    provides = (PRIOR, "image_query")
 
     def sources(self, batch: Batch, localization: Localization) -> dict[str, Source]:
         image_query = extra_source(localization, "image_query", self.config.name)
         return {**super().sources(batch, localization), "image_query": image_query}
 
     def mixtures(self, protocol: Protocol) -> Mixtures:
-        return {"jsa_all": {"map": 0.4, "image_query": 0.3, "object": 0.3}, **ObjectPrior.mixtures(self, protocol)}
+        return {"jsa_all": {"map": 0.4, "image_query": 0.3, PRIOR: 0.3}, **ObjectPrior.mixtures(self, protocol)}

@@ -9,7 +9,7 @@ from configs.resolve import resolve
 from configs.schema import ComponentConfig, named
 from model.base import Localization
 from model.protocol import Protocol, Source
-from model.refinement import Mixtures, Refinement
+from model.refinement import PRIOR, Mixtures, Refinement
 from pipeline.batch import Batch
 
 
@@ -29,7 +29,7 @@ class ObjectPrior(Refinement):
             "frozen": True,
         }
 
-    provides = ("object",)
+    provides = (PRIOR,)
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -40,7 +40,7 @@ class ObjectPrior(Refinement):
         return super().train(False)
 
     def sources(self, batch: Batch, localization: Localization) -> dict[str, Source]:
-        return {"object": Source(self.prior(batch.clip_id, batch.image), (0.0, 2.5), prior=True)}
+        return {PRIOR: Source(self.prior(batch.clip_id, batch.image), (0.0, 2.5), prior=True)}
 
     @torch.inference_mode()
     def prior(self, clip_ids: list[str], image: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class ObjectPrior(Refinement):
         return torch.stack([self._kept[key] for key in keys]).to(image.device)
 
     def mixtures(self, protocol: Protocol) -> Mixtures:
-        return {"object": {"object": 1.0}}
+        return {PRIOR: {PRIOR: 1.0}}
 
     def settings(self) -> str:
         network = self.config.network

@@ -5,7 +5,7 @@ from pydantic import Field
 from configs.schema import named
 from model.protocol import Protocol
 from model.refine.object_prior import ObjectPrior
-from model.refinement import Mixtures, Share, share_name
+from model.refinement import PRIOR, Mixtures, Share, share_name
 
 
 class Ogl(ObjectPrior):
@@ -26,5 +26,5 @@ class Ogl(ObjectPrior):
 
     def mixtures(self, protocol: Protocol) -> Mixtures:
         shares = {"ogl": protocol.map_share} | {share_name("ogl", alpha): alpha for alpha in self.config.alphas}
-        mixed = {name: {"map": share, "object": 1 - share} for name, share in shares.items()}
+        mixed = {name: {"map": share, PRIOR: 1 - share} for name, share in shares.items()}
         return {**mixed, **super().mixtures(protocol)}
