@@ -172,6 +172,13 @@ def test_the_object_prior_can_be_left_out(run: Path, tmp_path: Path):
     assert any("The object prior" in note and "was not scored" in note for note in found["notes"])
 
 
+def test_the_floor_is_told_without_what_was_done_to_the_map(run: Path, tmp_path: Path):
+    assert evaluate.main([str(run), "evaluate.refine.flip={}", "--out", str(tmp_path / "out")]) == 0
+    found = table(tmp_path / "out", "test")
+    (floor,) = [note for note in found["notes"] if note.startswith("Floor 'object'")]
+    assert "efficientnet_lite0" in floor and "mirror" not in floor and "mirror" in found["settings"]["refinement"]
+
+
 def test_nothing_left_by_exclude_leaked_is_said(run: Path, packed_store: Path, tmp_path: Path):
     with Store(packed_store) as store:
         names = [store.index["clip_id"][number] for number in store.select("test")]
